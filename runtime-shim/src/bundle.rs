@@ -1,0 +1,150 @@
+//! Reads a bundle's `config.json` (OCI runtime specification, `bundle.md`) and `process.json`.
+//!
+//! Hostile input: a bundle may come from anywhere. Files are bounded before they are read, and
+//! only regular files are read, so that a FIFO cannot hold the runtime up.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use bulkhead_protocol::limits::SPEC_MAX;
+use oci_spec::runtime::{Process, Spec};
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::failure::Explain;
+
+/// Name of the configuration inside a bundle.
+pub const CONFIG: &str = "config.json";
+
+/// Why a bundle cannot be read.
+#[derive(Debug, Error)]
+pub enum BundleError {
+    /// The bundle directory cannot be resolved.
+    #[error("{}", .0.join(CONFIG).display())]
+    Directory(PathBuf, #[source] io::Error),
+    /// The file does not exist; runc's words, which its clients look for.
+    #[error("JSON specification file {0} not found")]
+    Missing(PathBuf),
+    /// The file cannot be opened or read.
+    #[error("{0}")]
+    Read(PathBuf, #[source] io::Error),
+    /// Not a regular file.
+    #[error("{0} is not a regular file")]
+    Kind(PathBuf),
+    /// Larger than [`SPEC_MAX`].
+    #[error("{0} is too long (at most {SPEC_MAX} bytes)")]
+    Long(PathBuf),
+    /// Not the JSON that the specification asks for.
+    #[error("{0} is malformed")]
+    Malformed(PathBuf, #[source] serde_json::Error),
+}
+
+impl Explain for BundleError {
+    fn phase(&self) -> &'static str {
+        "reading the bundle"
+    }
+
+    fn fix(&self) -> String {
+        match self {
+            Self::Directory(..) => "give an existing directory with --bundle".into(),
+            Self::Missing(_) => "`bulkhead spec` writes one".into(),
+            Self::Kind(_) | Self::Read(..) => String::new(),
+            Self::Long(_) => "shorten it".into(),
+            Self::Malformed(..) => "compare it with the output of `bulkhead spec`".into(),
+        }
+    }
+}
+
+/// The bundle's absolute path without symbolic links.
+pub fn resolve(bundle: &Path) -> Result<PathBuf, BundleError> {
+    bundle.canonicalize().map_err(|e| BundleError::Directory(bundle.to_owned(), e))
+}
+
+/// The bundle's configuration.
+pub fn read_spec(bundle: &Path) -> Result<Spec, BundleError> {
+    read_json(&bundle.join(CONFIG))
+}
+
+/// A `process` object, as `exec --process` takes it.
+pub fn read_process(path: &Path) -> Result<Process, BundleError> {
+    read_json(path)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
+    let bytes = read_bounded(path)?;
+    // serde takes an array for a structure, too; the specification does not.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        let error = serde::de::Error::custom("an object is wanted");
+        return Err(BundleError::Malformed(path.to_owned(), error));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| BundleError::Malformed(path.to_owned(), e))
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
+    let failed = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => BundleError::Missing(path.to_owned()),
+        _ => BundleError::Read(path.to_owned(), e),
+    };
+    // O_NONBLOCK: opening a FIFO must not wait for a writer.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    if !meta.is_file() {
+        return Err(BundleError::Kind(path.to_owned()));
+    }
+    let mut bytes = Vec::new();
+    file.take(SPEC_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > SPEC_MAX {
+        return Err(BundleError::Long(path.to_owned()));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Failure;
+
+    fn refused(content: &[u8]) -> BundleError {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(CONFIG), content).unwrap();
+        read_spec(dir.path()).unwrap_err()
+    }
+
+    #[test]
+    fn missing_config_names_the_file_in_runcs_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let failure = Failure::from(read_spec(dir.path()).unwrap_err());
+        assert!(failure.to_string().starts_with("reading the bundle: JSON specification file"));
+        assert!(failure.cause.ends_with("config.json not found"));
+    }
+
+    #[test]
+    fn config_that_is_not_the_json_asked_for_is_malformed() {
+        for content in [&b""[..], b"[]", b"{\"process\": 7}", b"\xff"] {
+            assert!(matches!(refused(content), BundleError::Malformed(..)), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn config_beyond_the_bound_is_refused() {
+        let content = vec![b' '; SPEC_MAX + 1];
+        assert!(matches!(refused(&content), BundleError::Long(_)));
+    }
+
+    #[test]
+    fn config_that_is_a_directory_or_fifo_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(CONFIG);
+        std::fs::create_dir(&path).unwrap();
+        assert!(matches!(read_spec(dir.path()), Err(BundleError::Kind(_))));
+        std::fs::remove_dir(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).unwrap();
+        assert!(matches!(read_spec(dir.path()), Err(BundleError::Kind(_))));
+    }
+}

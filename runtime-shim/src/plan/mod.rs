@@ -1,0 +1,401 @@
+//! From an OCI runtime configuration to a [`SandboxPlan`]: what the microVM is, what it is
+//! given, and what the agent is told. Pure data and pure functions; the specification is
+//! hostile and nothing downstream checks it again.
+//!
+//! Each field of the specification is one of four: applied in the guest (it stays in
+//! [`SandboxPlan::guest_spec`]), applied on the host (it becomes a share, memory, vCPUs),
+//! without meaning for a container alone in a virtual machine (dropped, with a [`Note`]), or
+//! refused by name with the reason. A field is never ignored silently.
+
+#![forbid(unsafe_code)]
+
+mod annotations;
+mod devices;
+mod disks;
+mod hooks;
+mod mounts;
+mod namespaces;
+mod process;
+mod resources;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bulkhead_protocol::guest::{ROOT_SHARE, SHARE_DIR};
+use bulkhead_protocol::id::ContainerId;
+use oci_spec::runtime::{Linux, LinuxResources, Spec};
+use thiserror::Error;
+
+use crate::failure::Explain;
+use crate::hooks::Hooks;
+
+pub use disks::{DiskPlan, DiskSource, DiskUse, FileSystem, MOUNT_DIR, ROOT_TARGET};
+pub use mounts::{IdMap, IdRange, MOUNT_OPTIONS};
+pub use namespaces::NetworkPlan;
+pub use process::plan_process;
+pub use resources::{ResourcePlan, dropped, plan_resources};
+
+/// Everything that is needed to boot one sandbox.
+#[derive(Debug, Clone)]
+pub struct SandboxPlan {
+    /// vCPUs of the guest.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub mem_mib: u32,
+    /// Most guest memory in MiB that an update may ask for, if an annotation says so.
+    pub mem_max_mib: Option<u32>,
+    /// Most vCPUs that an update may ask for, if an annotation says so.
+    pub vcpus_max: Option<u32>,
+    /// Which of both an annotation has set: an update of the resources does not change it.
+    pub fixed: Fixed,
+    /// The resources as the specification has them, which an update starts from.
+    pub resources: LinuxResources,
+    /// What the sandbox's cgroup on the host enforces.
+    pub host_resources: LinuxResources,
+    /// How long a silent guest may take to start, if an annotation says so.
+    pub boot_limit: Option<Duration>,
+    /// Directory of the container's root file system on the host.
+    pub root: SharePlan,
+    /// Whether that directory is served: it is not if the root comes from a disk alone.
+    pub root_is_served: bool,
+    /// Disks, the root's first.
+    pub disks: Vec<DiskPlan>,
+    /// Directories and files that are bind-mounted into the container, in order of mounting.
+    pub binds: Vec<SharePlan>,
+    /// Mount points that must exist in the root file system before a read-only one is served.
+    pub mount_points: Vec<MountPoint>,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+    /// First rows and columns of the terminal, if the specification names them.
+    pub console_size: Option<(u32, u32)>,
+    /// Network namespace on the host that the container's interfaces live in.
+    pub network: NetworkPlan,
+    /// Programs of the host to run at their moments.
+    pub hooks: Hooks,
+    /// The specification that the agent gets; every path in it is one of the guest.
+    pub guest_spec: Spec,
+    /// What was dropped because it means nothing here.
+    pub notes: Vec<Note>,
+}
+
+/// What annotations have set of the microVM's size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// vCPUs.
+    pub vcpus: bool,
+    /// Guest memory.
+    pub memory: bool,
+}
+
+/// A host directory or file that the guest sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharePlan {
+    /// Name of the share.
+    pub name: String,
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// Refuse every change on the host side.
+    pub read_only: bool,
+    /// Serve the mounts below it too (`rbind`), as they are now.
+    pub recursive: bool,
+    /// Show other owners than the file system has.
+    pub id_map: Option<IdMap>,
+    /// Options of an overlay that is to be mounted; `source` is then its uppermost directory.
+    pub overlay: Option<String>,
+    /// Field of the specification that asks for it, for messages.
+    pub field: String,
+}
+
+/// Where something is mounted in the root file system itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountPoint {
+    /// Absolute path in the container, without `..`.
+    pub path: PathBuf,
+    /// What must be there.
+    pub kind: MountPointKind,
+}
+
+/// What something can be mounted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountPointKind {
+    /// A directory.
+    Directory,
+    /// Anything but a directory.
+    File,
+    /// A file for a file: what the bind mount of this index is.
+    Bind(usize),
+}
+
+/// A field that was dropped, and why that is right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Name of the field.
+    pub field: String,
+    /// Why it has no meaning.
+    pub reason: &'static str,
+}
+
+/// Why a specification cannot be run.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// A field that must be there.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A value that the specification does not allow.
+    #[error("{field}: {value:?} is invalid: {reason}")]
+    Invalid {
+        /// Name of the field.
+        field: String,
+        /// What it holds.
+        value: String,
+        /// What is allowed.
+        reason: &'static str,
+    },
+    /// A value that is allowed, but cannot be had here.
+    #[error("{field}: {reason}")]
+    Refused {
+        /// Name of the field.
+        field: String,
+        /// Why.
+        reason: &'static str,
+    },
+}
+
+impl Explain for PlanError {
+    fn phase(&self) -> &'static str {
+        "planning the sandbox"
+    }
+
+    fn fix(&self) -> String {
+        match self {
+            Self::Missing(field) => format!("add {field} to config.json"),
+            Self::Invalid { .. } => "correct config.json".into(),
+            Self::Refused { .. } => "remove it from config.json".into(),
+        }
+    }
+}
+
+impl PlanError {
+    fn invalid(field: impl Into<String>, value: impl ToString, reason: &'static str) -> Self {
+        let (field, value) = (field.into(), value.to_string());
+        Self::Invalid { field, value, reason }
+    }
+
+    fn refused(field: impl Into<String>, reason: &'static str) -> Self {
+        Self::Refused { field: field.into(), reason }
+    }
+}
+
+/// Collects notes while fields are taken out of the specification.
+#[derive(Default)]
+struct Notes(Vec<Note>);
+
+impl Notes {
+    /// Notes that `field` is dropped, if it was there.
+    fn dropped(&mut self, there: bool, field: &str, reason: &'static str) {
+        if there {
+            self.note(field, reason);
+        }
+    }
+
+    fn note(&mut self, field: &str, reason: &'static str) {
+        self.0.push(Note { field: field.to_owned(), reason });
+    }
+}
+
+/// Checks `spec` and plans its sandbox. `bundle` is absolute; relative paths start there.
+pub fn plan(id: &ContainerId, bundle: &Path, mut spec: Spec) -> Result<SandboxPlan, PlanError> {
+    let mut notes = Notes::default();
+    check_version(spec.version())?;
+    refuse_platforms(&spec)?;
+    let hooks = hooks::plan(spec.hooks().as_ref())?;
+
+    let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
+    let (resources, planned) = resources::plan(&mut linux, &mut notes)?;
+    let tuned = annotations::plan(spec.annotations().as_ref())?;
+    let named = spec.hostname().is_some() || spec.domainname().is_some();
+    let network = namespaces::plan(&mut linux, named)?;
+    let mut mounts = mounts::plan(bundle, spec.mounts().as_deref().unwrap_or_default())?;
+    let disks = disks::plan(bundle, &spec, &mut linux, &mut mounts)?;
+    devices::check(linux.devices().as_deref().unwrap_or_default())?;
+    plan_linux(&mut linux, id, &mut notes)?;
+
+    let mut process = spec.process().clone().ok_or(PlanError::Missing("process"))?;
+    process::check_process(&process)?;
+    process::drop_meaningless(&mut process, &mut notes);
+
+    let (mut root, mut mount_points_needed) = plan_root(bundle, &mut spec)?;
+    let mut root_is_served = true;
+    if let Some(layer) = disks.iter().find_map(DiskPlan::root_layer) {
+        // What the guest writes goes to the disk or to its memory, and mount points with it.
+        (root_is_served, root.read_only, mount_points_needed) = (layer, true, false);
+        if let Some(root) = spec.root_mut() {
+            root.set_path(ROOT_TARGET.into());
+        }
+    }
+    let (terminal, console_size) = process::terminal(&process)?;
+
+    spec.set_mounts(Some(mounts.guest));
+    spec.set_linux(Some(linux));
+    spec.set_process(Some(process));
+    spec.set_annotations(None);
+    spec.set_hooks(None);
+    Ok(SandboxPlan {
+        mem_max_mib: tuned.mem_max_mib,
+        vcpus_max: tuned.vcpus_max,
+        vcpus: tuned.vcpus.unwrap_or(planned.vcpus),
+        mem_mib: tuned.mem_mib.unwrap_or(planned.mem_mib),
+        fixed: Fixed { vcpus: tuned.vcpus.is_some(), memory: tuned.mem_mib.is_some() },
+        resources,
+        host_resources: planned.host,
+        boot_limit: tuned.boot_limit,
+        root,
+        root_is_served,
+        disks,
+        binds: mounts.binds,
+        mount_points: if mount_points_needed { mounts.mount_points } else { vec![] },
+        terminal,
+        console_size,
+        network,
+        hooks,
+        guest_spec: spec,
+        notes: notes.0,
+    })
+}
+
+/// Specification versions: every 1.x is accepted (`config.md`, "Specification version").
+fn check_version(version: &str) -> Result<(), PlanError> {
+    let major = version.split('.').next().unwrap_or_default();
+    let valid = version.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    match (version.is_empty(), valid, major) {
+        (true, ..) => Err(PlanError::Missing("ociVersion")),
+        (_, true, "1") => Ok(()),
+        _ => Err(PlanError::invalid("ociVersion", version, "versions 1.x are understood")),
+    }
+}
+
+fn refuse_platforms(spec: &Spec) -> Result<(), PlanError> {
+    let refused = |there: bool, field: &str| match there {
+        true => Err(PlanError::refused(field, "only Linux containers are run")),
+        false => Ok(()),
+    };
+    refused(spec.solaris().is_some(), "solaris")?;
+    refused(spec.windows().is_some(), "windows")?;
+    refused(spec.zos().is_some(), "zos")?;
+    match spec.vm() {
+        Some(_) => {
+            Err(PlanError::refused("vm", "the bundle does not choose the kernel or hypervisor"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The root share, and whether mount points must be made before it is served.
+fn plan_root(bundle: &Path, spec: &mut Spec) -> Result<(SharePlan, bool), PlanError> {
+    let mut root = spec.root().clone().ok_or(PlanError::Missing("root"))?;
+    check_path("root.path", root.path())?;
+    let read_only = root.readonly().unwrap_or(false);
+    let share = SharePlan {
+        name: ROOT_SHARE.to_owned(),
+        source: bundle.join(root.path()),
+        read_only,
+        recursive: true,
+        id_map: None,
+        overlay: None,
+        field: "root.path".to_owned(),
+    };
+    root.set_path(guest_path(ROOT_SHARE));
+    spec.set_root(Some(root));
+    Ok((share, read_only))
+}
+
+/// What is left of `linux` once resources, namespaces and devices are planned.
+fn plan_linux(linux: &mut Linux, id: &ContainerId, notes: &mut Notes) -> Result<(), PlanError> {
+    refuse_linux(linux)?;
+    // The host's is made by the supervisor; the guest has its own.
+    // Absolute: libcontainer asks for that where no systemd is.
+    linux.set_cgroups_path(Some(PathBuf::from(format!("/bulkhead/{id}"))));
+    let labelled = linux.mount_label().as_ref().is_some_and(|l| !l.is_empty());
+    notes.dropped(labelled, "linux.mountLabel", "the guest kernel has no SELinux");
+    linux.set_mount_label(None);
+    if linux.rootfs_propagation().is_some() {
+        check_root_propagation(linux.rootfs_propagation().as_deref())?;
+        notes.note("linux.rootfsPropagation", "no mount of the host can reach the guest");
+        linux.set_rootfs_propagation(None);
+    }
+    Ok(())
+}
+
+fn check_root_propagation(value: Option<&str>) -> Result<(), PlanError> {
+    match value {
+        None | Some("" | "private" | "rprivate" | "slave" | "rslave") => Ok(()),
+        Some("unbindable" | "runbindable") => Ok(()),
+        Some("shared" | "rshared") => Err(PlanError::refused(
+            "linux.rootfsPropagation",
+            "mounts of the guest cannot appear on the host",
+        )),
+        Some(other) => Err(PlanError::invalid(
+            "linux.rootfsPropagation",
+            other,
+            "a mount propagation type is wanted",
+        )),
+    }
+}
+
+fn refuse_linux(linux: &Linux) -> Result<(), PlanError> {
+    let refused = |there: bool, field: &str, reason| match there {
+        true => Err(PlanError::refused(field, reason)),
+        false => Ok(()),
+    };
+    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    let user = "user namespaces are not made by this version; the microVM separates users";
+    refused(mapped(linux.uid_mappings()), "linux.uidMappings", user)?;
+    refused(mapped(linux.gid_mappings()), "linux.gidMappings", user)?;
+    refused(linux.intel_rdt().is_some(), "linux.intelRdt", "the guest has no resctrl")?;
+    refused(
+        linux.memory_policy().is_some(),
+        "linux.memoryPolicy",
+        "the guest has one memory node",
+    )?;
+    refused(
+        linux.net_devices().as_ref().is_some_and(|m| !m.is_empty()),
+        "linux.netDevices",
+        "devices of the host cannot be moved into the guest",
+    )?;
+    refused(
+        linux.time_offsets().as_ref().is_some_and(|m| !m.is_empty()),
+        "linux.timeOffsets",
+        "the guest kernel has no time namespaces",
+    )?;
+    let listener = linux.seccomp().as_ref().and_then(|s| s.listener_path().as_ref());
+    refused(
+        listener.is_some(),
+        "linux.seccomp.listenerPath",
+        "a descriptor of the guest cannot be sent to the host",
+    )?;
+    let metadata = linux.seccomp().as_ref().and_then(|s| s.listener_metadata().as_ref());
+    refused(
+        metadata.is_some_and(|text| !text.is_empty()),
+        "linux.seccomp.listenerMetadata",
+        "no listener is told",
+    )
+}
+
+/// Where the guest sees the share `name`.
+fn guest_path(name: &str) -> PathBuf {
+    Path::new(SHARE_DIR).join(name)
+}
+
+/// A path that can be given to the kernel: not empty, no NUL, not too long.
+fn check_path(field: &str, path: &Path) -> Result<(), PlanError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let reason = match bytes.len() {
+        0 => "a path is wanted",
+        4096.. => "longer than the kernel allows",
+        _ if bytes.contains(&0) => "a path has no NUL byte",
+        _ => return Ok(()),
+    };
+    Err(PlanError::invalid(field, path.display(), reason))
+}

@@ -1,0 +1,106 @@
+//! `process`: applied by the agent as it is, once it is known that the kernel can take it.
+
+use std::path::Path;
+
+use oci_spec::runtime::Process;
+
+use super::{Notes, PlanError};
+
+/// Largest terminal that the kernel can hold in a `winsize`.
+const CONSOLE_MAX: u64 = u16::MAX as u64;
+
+/// Checks a process, of a container or of `exec`.
+pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
+    let args = process.args().as_deref().unwrap_or_default();
+    if args.is_empty() || args[0].is_empty() {
+        return Err(PlanError::Missing("process.args"));
+    }
+    for (i, arg) in args.iter().enumerate() {
+        check_text(|| format!("process.args[{i}]"), arg)?;
+    }
+    check_environment("process.env", process.env().as_deref().unwrap_or_default())?;
+    check_cwd(process.cwd())?;
+    if process.command_line().is_some() {
+        return Err(PlanError::refused("process.commandLine", "a field of Windows"));
+    }
+    if process.exec_cpu_affinity().is_some() {
+        return Err(PlanError::refused(
+            "process.execCPUAffinity",
+            "CPUs of the host are not those of the guest",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the environment in `field`.
+pub(super) fn check_environment(field: &str, variables: &[String]) -> Result<(), PlanError> {
+    for (i, var) in variables.iter().enumerate() {
+        check_text(|| format!("{field}[{i}]"), var)?;
+        if !var.contains('=') || var.starts_with('=') {
+            let field = format!("{field}[{i}]");
+            return Err(PlanError::invalid(field, var, "NAME=value is wanted"));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_text(field: impl Fn() -> String, text: &str) -> Result<(), PlanError> {
+    match text.contains('\0') {
+        true => Err(PlanError::invalid(field(), text, "no NUL byte can be passed")),
+        false => Ok(()),
+    }
+}
+
+fn check_cwd(cwd: &Path) -> Result<(), PlanError> {
+    super::check_path("process.cwd", cwd)?;
+    match cwd.is_absolute() {
+        true => Ok(()),
+        false => {
+            Err(PlanError::invalid("process.cwd", cwd.display(), "an absolute path is wanted"))
+        }
+    }
+}
+
+/// Plans a process that is added to a container, as that of a container is planned. What is
+/// dropped from it was told when the container was created.
+pub fn plan_process(mut process: Process) -> Result<Process, PlanError> {
+    check_process(&process)?;
+    terminal(&process)?;
+    drop_meaningless(&mut process, &mut Notes::default());
+    Ok(process)
+}
+
+/// Takes out what the guest kernel has no notion of.
+pub(super) fn drop_meaningless(process: &mut Process, notes: &mut Notes) {
+    let filled = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
+    notes.dropped(
+        filled(process.apparmor_profile()),
+        "process.apparmorProfile",
+        "the guest kernel has no AppArmor; the microVM is the wall",
+    );
+    process.set_apparmor_profile(None);
+    notes.dropped(
+        filled(process.selinux_label()),
+        "process.selinuxLabel",
+        "the guest kernel has no SELinux; the microVM is the wall",
+    );
+    process.set_selinux_label(None);
+    let username = filled(process.user().username());
+    notes.dropped(username, "process.user.username", "a field of Windows");
+    process.user_mut().set_username(None);
+}
+
+/// Whether there is a terminal, and its rows and columns.
+pub(super) fn terminal(process: &Process) -> Result<(bool, Option<(u32, u32)>), PlanError> {
+    let terminal = process.terminal().unwrap_or(false);
+    let Some(size) = process.console_size().filter(|_| terminal) else {
+        return Ok((terminal, None));
+    };
+    let (rows, columns) = (size.height(), size.width());
+    if rows > CONSOLE_MAX || columns > CONSOLE_MAX {
+        let value = format!("{columns}x{rows}");
+        return Err(PlanError::invalid("process.consoleSize", value, "at most 65535 each"));
+    }
+    let known = rows > 0 && columns > 0;
+    Ok((terminal, known.then_some((rows as u32, columns as u32))))
+}

@@ -1,0 +1,85 @@
+//! The guest's network on its way through the supervisor's life: told before the container is
+//! made, read again before its workload runs, followed while it runs.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use bulkhead_protocol::agent::client as api;
+use bulkhead_protocol::control::Request;
+use bulkhead_protocol::vm::FdIndex;
+
+use super::lifecycle::Supervisor;
+use crate::agent_client::AgentClient;
+use crate::failure::Failure;
+use crate::network::{Guest, OpenNet};
+use crate::sandbox::Machine;
+use crate::state::Status;
+
+/// A guest whose agent serves.
+struct ServingGuest<'a> {
+    machine: &'a mut Machine,
+    agent: AgentClient<'a>,
+}
+
+impl ServingGuest<'_> {
+    fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        let phase = "changing the guest's network";
+        let asked = self.machine.ask(request, fds).map(drop);
+        asked.map_err(|e| Failure { phase: phase.to_owned(), ..e.into() })
+    }
+}
+
+impl Guest for ServingGuest<'_> {
+    fn attach(&mut self, slot: u32, net: &OpenNet) -> Result<(), Failure> {
+        let mut fds = vec![];
+        let net = net.raw(|tap| {
+            fds.push(tap.as_fd());
+            FdIndex(fds.len() as u32 - 1)
+        });
+        self.ask(&Request::AttachNet { slot, net }, &fds)
+    }
+
+    fn detach(&mut self, slot: u32) -> Result<(), Failure> {
+        self.ask(&Request::DetachNet { slot }, &[])
+    }
+
+    fn configure(&mut self, network: &api::Network) -> Result<(), Failure> {
+        Ok(self.agent.configure_network(network)?)
+    }
+}
+
+impl Supervisor {
+    /// Before the container is made: its interfaces that were there before the boot.
+    pub(super) fn introduce_network(&mut self) -> Result<(), Failure> {
+        let agent = AgentClient::new(&self.agent_socket, self.call_limit);
+        self.network.introduce(&mut ServingGuest { machine: &mut self.machine, agent })
+    }
+
+    /// Before the workload runs: what an engine has done to the namespace since.
+    pub(super) fn complete_network(&mut self) -> Result<(), Failure> {
+        match self.network.notice() || self.network.due().is_some() {
+            true => self.sync_network().into_iter().next().map_or(Ok(()), Err),
+            false => Ok(()),
+        }
+    }
+
+    /// While it runs: carries out what has changed, once that is due. Gives when something will
+    /// be. What fails is told in the container's log. A paused guest is told when it goes on: it
+    /// cannot answer before.
+    pub(super) fn follow_network(&mut self) -> Option<Instant> {
+        if self.claim.record.status == Status::Paused {
+            return None;
+        }
+        if self.network.due().is_some_and(|due| due <= Instant::now()) {
+            for failure in self.sync_network() {
+                self.machine.note(&failure.to_string());
+            }
+        }
+        self.network.due()
+    }
+
+    fn sync_network(&mut self) -> Vec<Failure> {
+        let agent = AgentClient::new(&self.agent_socket, self.call_limit);
+        self.network.sync(&mut ServingGuest { machine: &mut self.machine, agent })
+    }
+}

@@ -1,0 +1,253 @@
+//! Standard streams between the host and the guest, one thread for each direction.
+//!
+//! Threads, because the host's descriptors are shared with other programs: making them
+//! non-blocking would change them under everybody's hands. Threads have small stacks and hold
+//! one buffer each. The guest's bytes are passed on as they are.
+
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bulkhead_protocol::guest::STDIO_PORT;
+use thiserror::Error;
+
+use crate::agent_client::Streams;
+use crate::failure::Explain;
+use crate::vsock::{self, VsockError};
+
+/// Bytes that are moved at once.
+const CHUNK: usize = 64 << 10;
+/// Stack of a relay thread: the copy loop and nothing else.
+const STACK: usize = 64 << 10;
+
+/// Why streams cannot be relayed.
+#[derive(Debug, Error)]
+pub enum RelayError {
+    /// Opening a stream to the guest.
+    #[error("opening a standard stream")]
+    Open(#[source] VsockError),
+    /// Naming it.
+    #[error("naming a standard stream")]
+    Name(#[source] io::Error),
+    /// A descriptor of the host.
+    #[error("taking standard stream {0}")]
+    Take(&'static str, #[source] io::Error),
+    /// Starting a thread.
+    #[error("starting a relay")]
+    Thread(#[source] io::Error),
+}
+
+impl Explain for RelayError {
+    fn phase(&self) -> &'static str {
+        "connecting the standard streams"
+    }
+}
+
+/// The host's ends.
+#[derive(Debug)]
+pub struct HostStreams {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    /// None with a terminal, which has one output.
+    stderr: Option<OwnedFd>,
+}
+
+impl HostStreams {
+    /// The caller's own standard streams; with a terminal, the guest has no standard error.
+    pub fn inherited(terminal: bool) -> Result<Self, RelayError> {
+        let take = |name, fd: BorrowedFd<'_>| {
+            fd.try_clone_to_owned().map_err(|e| RelayError::Take(name, e))
+        };
+        Ok(Self {
+            stdin: take("stdin", io::stdin().as_fd())?,
+            stdout: take("stdout", io::stdout().as_fd())?,
+            stderr: match terminal {
+                true => None,
+                false => Some(take("stderr", io::stderr().as_fd())?),
+            },
+        })
+    }
+
+    /// Both directions on one terminal.
+    pub fn terminal(terminal: &OwnedFd) -> Result<Self, RelayError> {
+        let take = |name| terminal.try_clone().map_err(|e| RelayError::Take(name, e));
+        Ok(Self { stdin: take("stdin")?, stdout: take("stdout")?, stderr: None })
+    }
+}
+
+/// Open streams, not yet connected to the host's.
+#[derive(Debug)]
+pub struct GuestStreams {
+    stdin: UnixStream,
+    stdout: UnixStream,
+    stderr: Option<UnixStream>,
+    /// Their numbers, for the call that uses them.
+    pub numbers: Streams,
+}
+
+impl GuestStreams {
+    /// Opens a process's streams through the VMM's `socket`. Numbers follow from the pid of
+    /// this process, so no two relays of a sandbox use the same.
+    pub fn open(socket: &Path, stderr: bool, limit: Duration) -> Result<Self, RelayError> {
+        let base = u64::from(std::process::id()) << 2;
+        let numbers = Streams {
+            stdin: base | 1,
+            stdout: base | 2,
+            stderr: if stderr { base | 3 } else { 0 },
+        };
+        let open = |number: u64| -> Result<UnixStream, RelayError> {
+            let deadline = Instant::now() + limit;
+            let mut stream =
+                vsock::connect(socket, STDIO_PORT, deadline).map_err(RelayError::Open)?;
+            stream.write_all(&number.to_le_bytes()).map_err(RelayError::Name)?;
+            Ok(stream)
+        };
+        Ok(Self {
+            stdin: open(numbers.stdin)?,
+            stdout: open(numbers.stdout)?,
+            stderr: if stderr { Some(open(numbers.stderr)?) } else { None },
+            numbers,
+        })
+    }
+}
+
+/// Relays that run. The descriptor is at its end once every output has been passed on.
+#[derive(Debug)]
+pub struct Relay {
+    outputs: PipeReader,
+}
+
+impl Relay {
+    /// Starts to relay. The input's thread ends with the process: it may be waiting for input
+    /// that never comes, and nothing is lost with it.
+    pub fn start(host: HostStreams, guest: GuestStreams) -> Result<Self, RelayError> {
+        let (outputs, running) = io::pipe().map_err(RelayError::Thread)?;
+        let GuestStreams { stdin, stdout, stderr, .. } = guest;
+        spawn("stdin", move |chunk| copy_input(host.stdin.into(), stdin, chunk))?;
+        if let (Some(to), Some(from)) = (host.stderr, stderr) {
+            let running = running.try_clone().map_err(RelayError::Thread)?;
+            spawn("stderr", move |chunk| copy_output(from, to.into(), running, chunk))?;
+        }
+        spawn("stdout", move |chunk| copy_output(stdout, host.stdout.into(), running, chunk))?;
+        Ok(Self { outputs })
+    }
+
+    /// Waits until every output has been passed on.
+    pub fn wait(&self) {
+        // Nothing is ever written: this returns at the end, or at an error, which is one.
+        let _ = (&self.outputs).read(&mut [0u8; 1]);
+    }
+}
+
+impl AsFd for Relay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.outputs.as_fd()
+    }
+}
+
+/// Starts a thread with a buffer. The buffer is made here: a thread that allocates much gets a
+/// heap of its own.
+fn spawn(name: &str, run: impl FnOnce(&mut [u8]) + Send + 'static) -> Result<(), RelayError> {
+    let mut chunk = vec![0u8; CHUNK];
+    thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK)
+        .spawn(move || run(&mut chunk))
+        .map(drop)
+        .map_err(RelayError::Thread)
+}
+
+/// Host to guest. The end of the input becomes the end of the stream.
+fn copy_input(from: File, to: UnixStream, chunk: &mut [u8]) {
+    copy(&from, &to, chunk);
+    // A guest that has gone needs no end of its input.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Guest to host. A reader of the host that goes away takes the stream with it, so that the
+/// guest's writer hears of it as it would of a broken pipe.
+fn copy_output(from: UnixStream, to: File, running: PipeWriter, chunk: &mut [u8]) {
+    copy(&from, &to, chunk);
+    let _ = from.shutdown(Shutdown::Both);
+    drop(running);
+}
+
+/// Copies until the end or an error; either is the end of the stream.
+fn copy(mut from: impl Read, mut to: impl Write, chunk: &mut [u8]) {
+    loop {
+        match from.read(chunk) {
+            Ok(0) => return,
+            Ok(n) if to.write_all(&chunk[..n]).is_ok() => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            _ => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    struct Rig {
+        relay: Relay,
+        stdin: PipeWriter,
+        stdout: PipeReader,
+        guest_in: UnixStream,
+        guest_out: UnixStream,
+    }
+
+    fn rig() -> Rig {
+        let (host_in, stdin) = io::pipe().unwrap();
+        let (stdout, host_out) = io::pipe().unwrap();
+        let (guest_in, a) = UnixStream::pair().unwrap();
+        let (guest_out, b) = UnixStream::pair().unwrap();
+        let host = HostStreams { stdin: host_in.into(), stdout: host_out.into(), stderr: None };
+        let numbers = Streams::default();
+        let guest = GuestStreams { stdin: a, stdout: b, stderr: None, numbers };
+        let relay = Relay::start(host, guest).unwrap();
+        Rig { relay, stdin, stdout, guest_in, guest_out }
+    }
+
+    #[test]
+    fn end_of_input_becomes_a_half_close_and_output_goes_on() {
+        let mut rig = rig();
+        rig.stdin.write_all(b"in").unwrap();
+        drop(rig.stdin);
+        let mut got = String::new();
+        rig.guest_in.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "in");
+        rig.guest_out.write_all(b"out").unwrap();
+        drop(rig.guest_out);
+        let mut got = String::new();
+        rig.stdout.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "out");
+        rig.relay.outputs.read_to_string(&mut got).unwrap();
+    }
+
+    #[test]
+    fn large_output_arrives_whole_before_the_relay_ends() {
+        let mut rig = rig();
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        let sent = bytes.clone();
+        let writer = thread::spawn(move || rig.guest_out.write_all(&sent));
+        let mut got = vec![];
+        rig.stdout.read_to_end(&mut got).unwrap();
+        writer.join().unwrap().unwrap();
+        assert!(got == bytes);
+    }
+
+    #[test]
+    fn reader_that_goes_away_ends_the_guests_stream() {
+        let mut rig = rig();
+        drop(rig.stdout);
+        rig.guest_out.write_all(b"x").unwrap();
+        assert_eq!(rig.guest_out.read(&mut [0; 1]).unwrap(), 0);
+    }
+}

@@ -1,0 +1,103 @@
+//! What clients ask of a supervisor whose container exists, one function for each request.
+
+use bulkhead_protocol::control::{Reply, Request};
+
+use super::lifecycle::{KILL_DIVISOR, Outcome, Supervisor};
+use super::workload::workload;
+use crate::cgroup::HostCgroup;
+use crate::control::{ControlAnswer, ControlReply, ControlRequest, SandboxStats};
+use crate::failure::Failure;
+use crate::install::VMM;
+use crate::sandbox::SandboxError;
+use crate::state::Status;
+
+impl Supervisor {
+    /// Takes a client that has connected, does what it asks, and answers.
+    pub fn serve_client(&mut self) -> Option<Outcome> {
+        let (client, request) = self.server.accept()?;
+        let (reply, outcome) = match request {
+            ControlRequest::Start => self.serve_start(),
+            ControlRequest::Kill { signal, all } => self.serve_kill(signal, all),
+            ControlRequest::Pause => (self.serve_pause(), None),
+            ControlRequest::Resume => (self.serve_resume(), None),
+            ControlRequest::Update { resources } => (self.serve_update(&resources), None),
+            ControlRequest::Stats => (self.serve_stats(), None),
+        };
+        client.answer(&reply);
+        outcome
+    }
+
+    fn serve_start(&mut self) -> (ControlReply, Option<Outcome>) {
+        let created = self.claim.record.status == Status::Created;
+        match self.start() {
+            Ok(()) => (Ok(ControlAnswer::Done), None),
+            // What could not be started never will be.
+            Err(f) if created => (Err(f.clone()), Some(Outcome::NotStarted(f))),
+            Err(f) => (Err(f), None),
+        }
+    }
+
+    /// Freezes the container, not its guest: the agent goes on to answer. runc's words.
+    fn serve_pause(&mut self) -> ControlReply {
+        let before = self.claim.record.status;
+        if !matches!(before, Status::Created | Status::Running) {
+            return Err(Failure::new("pausing the container", "container not running", ""));
+        }
+        self.agent().pause(self.id())?;
+        if let Err(failure) = self.claim.set_status(Status::Paused) {
+            self.claim.record.status = before;
+            // A container that is recorded as running must run.
+            let _ = self.agent().unpause(self.id());
+            return Err(failure);
+        }
+        self.resumes_to = before;
+        Ok(ControlAnswer::Done)
+    }
+
+    fn serve_resume(&mut self) -> ControlReply {
+        if self.claim.record.status != Status::Paused {
+            return Err(Failure::new("resuming the container", "container not paused", ""));
+        }
+        self.agent().unpause(self.id())?;
+        self.claim.set_status(self.resumes_to)?;
+        Ok(ControlAnswer::Done)
+    }
+
+    /// What only the supervisor can tell: counters of the VMM, and the cgroup's figures.
+    fn serve_stats(&mut self) -> ControlReply {
+        let size = self.machine.size();
+        let told = match self.machine.ask(&Request::Stats, &[]) {
+            Ok(Reply::Stats { stats }) => Ok(*stats),
+            Ok(_) => Err(SandboxError::Garbage(VMM)),
+            Err(e) => Err(e),
+        };
+        let phase = "reading the container's figures";
+        let devices = told.map_err(|e| Failure { phase: phase.to_owned(), ..e.into() })?;
+        Ok(ControlAnswer::Stats(Box::new(SandboxStats {
+            vcpus: size.vcpus,
+            mem_mib: size.mem_mib,
+            host: self.claim.cgroup.as_ref().map(HostCgroup::usage),
+            devices,
+        })))
+    }
+
+    /// A guest that does not let its workload be killed is killed itself.
+    fn serve_kill(&mut self, signal: u32, all: bool) -> (ControlReply, Option<Outcome>) {
+        let kill = signal == libc::SIGKILL as u32;
+        let limit = if kill { self.call_limit / KILL_DIVISOR } else { self.call_limit };
+        let sent = self.agent().with_limit(limit).signal(workload(self.id()), signal, all);
+        match sent {
+            Ok(()) => (Ok(ControlAnswer::Done), None),
+            Err(e) if e.refused_as().is_none() && kill => {
+                (Ok(ControlAnswer::Done), Some(Outcome::Killed))
+            }
+            Err(e) => {
+                let cause = match e.refused_as() {
+                    Some(_) => format!("container not running: {e}"),
+                    None => crate::failure::chain(&e),
+                };
+                (Err(Failure::new("sending the signal", cause, "")), None)
+            }
+        }
+    }
+}

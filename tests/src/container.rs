@@ -1,0 +1,78 @@
+//! A container that `bulkhead create` made in the background.
+
+use std::fs::{self, File};
+use std::process::Stdio;
+
+use rustix::process::{Pid, WaitOptions, WaitStatus, getpid, set_child_subreaper, waitpid};
+
+use crate::bundle::Bundle;
+use crate::process::{Outcome, bulkhead, run};
+
+/// A created container, deleted by force when dropped.
+pub struct Created {
+    /// Its id.
+    pub id: String,
+    /// What it was made of; what it prints goes to `stdout` and `stderr` in its directory.
+    pub bundle: Bundle,
+    /// Its supervisor, a child of this process.
+    pub supervisor: Pid,
+}
+
+impl Created {
+    /// Creates the container `id`.
+    #[track_caller]
+    pub fn new(id: String, bundle: Bundle) -> Self {
+        // Orphans of `create` become children of this process, as with conmon or a shim.
+        set_child_subreaper(Some(getpid())).expect("subreaper");
+        let path = |name: &str| bundle.path().join(name);
+        let file = |name: &str| File::create(path(name)).expect("file");
+        // The supervisor inherits the standard streams: a pipe would not reach its end.
+        let status = bulkhead()
+            .args(["create", "--bundle"])
+            .arg(bundle.path())
+            .arg("--pid-file")
+            .arg(path("pid"))
+            .arg(&id)
+            .stdin(Stdio::null())
+            .stdout(file("stdout"))
+            .stderr(file("stderr"))
+            .status()
+            .expect("bulkhead starts");
+        let said = fs::read_to_string(path("stderr")).expect("stderr");
+        assert!(status.success(), "create: {status}: {said}");
+        let pid = fs::read_to_string(path("pid")).expect("pid file");
+        let supervisor = pid.parse().ok().and_then(Pid::from_raw).expect("a pid");
+        Self { id, bundle, supervisor }
+    }
+
+    /// `bulkhead WORDS... ID REST...`.
+    pub fn command(&self, words: &[&str], rest: &[&str]) -> Outcome {
+        run(bulkhead().args(words).arg(&self.id).args(rest))
+    }
+
+    /// Waits for the supervisor, unless that was done before: how it ended.
+    pub fn ended(&self) -> Option<WaitStatus> {
+        let ended = waitpid(Some(self.supervisor), WaitOptions::empty());
+        ended.ok().flatten().map(|(_, status)| status)
+    }
+
+    /// Waits for the supervisor, which ends with the workload's status.
+    #[track_caller]
+    pub fn wait(&self) -> i32 {
+        let status = self.ended().expect("the supervisor is a child of its subreaper");
+        status.exit_status().expect("the supervisor exits")
+    }
+
+    /// Removes all of it, and ends the supervisor's zombie.
+    pub fn delete(&self) -> Outcome {
+        let outcome = self.command(&["delete", "--force"], &[]);
+        self.ended();
+        outcome
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        let _ = self.delete();
+    }
+}

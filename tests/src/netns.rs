@@ -1,0 +1,94 @@
+//! Network namespaces of this host, as CNI plugins make them: named, with one end of a pair of
+//! virtual Ethernet interfaces each, removed when dropped.
+
+use std::process::Command;
+use std::sync::Mutex;
+
+use crate::process::{run, unique_id};
+
+/// A namespace with a name below `/run/netns`.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    outside: Mutex<Vec<String>>,
+}
+
+impl Namespace {
+    /// An empty one: loopback, and that is down.
+    pub fn new() -> Self {
+        let name = unique_id("ns");
+        ip(&format!("netns add {name}"));
+        Self { name, outside: Mutex::default() }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
+    /// Runs iproute2's `ip` inside.
+    #[track_caller]
+    pub fn ip(&self, arguments: &str) -> String {
+        ip(&format!("-n {} {arguments}", self.name))
+    }
+
+    /// Runs iproute2's `tc` inside.
+    #[track_caller]
+    pub fn tc(&self, arguments: &str) -> String {
+        let mut command = Command::new("tc");
+        command.args(["-n", &self.name]).args(arguments.split(' '));
+        run(&mut command).expect(0).text()
+    }
+
+    /// Makes a pair of interfaces: `inside` in the namespace, the other one, whose name is
+    /// returned, outside. Both are up, and the outer one has `addresses`.
+    #[track_caller]
+    pub fn connect(&self, inside: &str, addresses: &[&str]) -> String {
+        let outside = format!("v{}", unique_id("").replace('-', ""));
+        let outside = outside[..outside.len().min(15)].to_owned();
+        ip(&format!("link add {outside} type veth peer name {inside} netns {}", self.name));
+        for address in addresses {
+            let no_probe = if address.contains(':') { " nodad" } else { "" };
+            ip(&format!("addr add {address} dev {outside}{no_probe}"));
+        }
+        ip(&format!("link set {outside} up"));
+        self.ip(&format!("link set {inside} up"));
+        self.outside.lock().expect("no test panics with it").push(outside.clone());
+        outside
+    }
+
+    /// What there is of interfaces and queueing disciplines.
+    pub fn inventory(&self) -> String {
+        let links = self.ip("-o link");
+        let names = links.lines().filter_map(|line| line.split(": ").nth(1));
+        let names: Vec<&str> = names.collect();
+        let filters = names.iter().map(|name| {
+            let name = name.split('@').next().unwrap_or(name);
+            self.tc(&format!("filter show dev {name} ingress"))
+        });
+        let filters: Vec<String> = filters.collect();
+        format!("{names:?} {} {filters:?}", self.tc("qdisc"))
+    }
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // The kernel ends a namespace a while after its last name, and pairs only then.
+        for outside in self.outside.get_mut().iter().flat_map(|names| names.iter()) {
+            let _ = run(Command::new("ip").args(["link", "del", outside]));
+        }
+        let _ = run(Command::new("ip").args(["netns", "del", &self.name]));
+    }
+}
+
+/// Runs iproute2's `ip`, which must succeed, and gives what it printed.
+#[track_caller]
+pub fn ip(arguments: &str) -> String {
+    run(Command::new("ip").args(arguments.split(' '))).expect(0).text()
+}

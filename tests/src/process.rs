@@ -1,0 +1,76 @@
+//! Running programs and taking their outcome.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// How a program ended and what it wrote.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code; 128 + n for signal n.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error as text.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Standard output as text without the last line's end.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+
+    /// Fails unless the program ended with `code`.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.text(), self.stderr);
+        self
+    }
+}
+
+impl From<std::process::Output> for Outcome {
+    fn from(output: std::process::Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let status = output.status;
+        let code = status.code().or_else(|| status.signal().map(|n| 128 + n)).expect("ended");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Self { code, stdout: output.stdout, stderr }
+    }
+}
+
+/// The `bulkhead` under test: `$BULKHEAD`, else the one that `cargo xtask build` made.
+pub fn bulkhead() -> Command {
+    let program = std::env::var_os("BULKHEAD")
+        .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist/bulkhead").into());
+    Command::new(program)
+}
+
+/// Runs a command to its end with an empty standard input.
+#[track_caller]
+pub fn run(command: &mut Command) -> Outcome {
+    command.stdin(Stdio::null()).output().expect("the program starts").into()
+}
+
+/// Runs a command to its end with `input` on its standard input.
+#[track_caller]
+pub fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    std::thread::scope(|scope| {
+        // A program may end without reading its input: EPIPE is its good right.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        child.wait_with_output().expect("waiting for the program").into()
+    })
+}
+
+/// An id that no other test of this process uses.
+pub fn unique_id(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,90 @@
+//! A terminal for a program under test: a pty whose other end the test holds.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+
+/// A program on a terminal.
+pub struct OnTerminal {
+    /// The program.
+    pub child: Child,
+    master: File,
+    seen: Vec<u8>,
+}
+
+impl OnTerminal {
+    /// Starts `command` as the leader of a session whose terminal has `rows` and `columns`.
+    pub fn start(mut command: Command, rows: u16, columns: u16) -> Self {
+        use std::os::unix::process::CommandExt;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags).expect("a pty");
+        rustix::pty::grantpt(&master).expect("grantpt");
+        rustix::pty::unlockpt(&master).expect("unlockpt");
+        let name = rustix::pty::ptsname(&master, Vec::new()).expect("ptsname");
+        let slave: OwnedFd = File::options()
+            .read(true)
+            .write(true)
+            .open(name.to_str().expect("the name of a pty is ASCII"))
+            .expect("the pty's other end")
+            .into();
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&slave, size).expect("window size");
+        let copy = || Stdio::from(slave.try_clone().expect("dup"));
+        command.stdin(copy()).stdout(copy()).stderr(copy());
+        // SAFETY: setsid and ioctl are async-signal-safe, and nothing else happens here.
+        unsafe {
+            command.pre_exec(|| {
+                rustix::process::setsid()?;
+                rustix::process::ioctl_tiocsctty(std::io::stdin())?;
+                Ok(())
+            });
+        }
+        let child = command.spawn().expect("the program starts");
+        // The command holds the other end too, and would keep the terminal from ending.
+        drop(command);
+        Self { child, master: master.into(), seen: Vec::new() }
+    }
+
+    /// Types `text`.
+    pub fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).expect("writing to the terminal");
+    }
+
+    /// Changes the window size, as a terminal emulator does.
+    pub fn resize(&mut self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.master, size).expect("window size");
+    }
+
+    /// Reads until what was shown contains `text`; fails at the terminal's end.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) {
+        while !self.shown().contains(text) {
+            let mut bytes = [0; 4096];
+            match self.master.read(&mut bytes) {
+                Ok(n) if n > 0 => self.seen.extend_from_slice(&bytes[..n]),
+                _ => panic!("the terminal ended without {text:?}: {}", self.shown()),
+            }
+        }
+    }
+
+    /// What was shown so far.
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
+    /// Reads to the end and gives the exit code.
+    pub fn finish(mut self) -> (i32, String) {
+        let mut bytes = [0; 4096];
+        // A pty whose other end is closed reads as EIO.
+        while let Ok(n @ 1..) = self.master.read(&mut bytes) {
+            self.seen.extend_from_slice(&bytes[..n]);
+        }
+        let code = self.child.wait().expect("waiting").code().unwrap_or(-1);
+        (code, self.shown())
+    }
+}

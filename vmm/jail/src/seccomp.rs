@@ -1,0 +1,86 @@
+//! From a policy table to an installed filter.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
+use thiserror::Error;
+
+use crate::policy::{Policy, Rule, Test};
+
+/// Why a filter could not be made or installed.
+#[derive(Debug, Error)]
+pub enum SeccompError {
+    /// The table has a mistake.
+    #[error("compiling the seccomp policy {0}")]
+    Compile(&'static str, #[source] BackendError),
+    /// The kernel refused it.
+    #[error("installing the seccomp policy {0} (does the kernel have CONFIG_SECCOMP_FILTER?)")]
+    Install(&'static str, #[source] seccompiler::Error),
+}
+
+/// A compiled policy, ready to be installed on a thread.
+pub struct Filter {
+    name: &'static str,
+    program: BpfProgram,
+}
+
+impl Filter {
+    /// Compiles `policy`: what it does not list kills the process with SIGSYS, so that a
+    /// violation is seen by the parent and never becomes an error code that code might handle.
+    pub fn new(policy: &Policy) -> Result<Self, SeccompError> {
+        let failed = |source| SeccompError::Compile(policy.name, source);
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+        let mut always = Vec::new();
+        for rule in policy.tables.iter().flat_map(|table| table.iter()) {
+            let entry = rules.entry(rule.syscall).or_default();
+            if rule.tests.is_empty() {
+                always.push(rule.syscall);
+            } else {
+                entry.push(seccomp_rule(rule).map_err(failed)?);
+            }
+        }
+        // An empty chain means "whatever the arguments", and wins over conditions.
+        for syscall in always {
+            rules.insert(syscall, Vec::new());
+        }
+        let filter = SeccompFilter::new(
+            rules,
+            SeccompAction::KillProcess,
+            SeccompAction::Allow,
+            TargetArch::x86_64,
+        )
+        .map_err(failed)?;
+        Ok(Self { name: policy.name, program: filter.try_into().map_err(failed)? })
+    }
+
+    /// Installs the filter on the calling thread and every thread it will start.
+    pub fn install(&self) -> Result<(), SeccompError> {
+        seccompiler::apply_filter(&self.program)
+            .map_err(|source| SeccompError::Install(self.name, source))
+    }
+}
+
+fn seccomp_rule(rule: &Rule) -> Result<SeccompRule, BackendError> {
+    let conditions = rule
+        .tests
+        .iter()
+        .map(|test| match *test {
+            Test::Is { argument, value } => SeccompCondition::new(
+                argument,
+                SeccompCmpArgLen::Dword,
+                SeccompCmpOp::Eq,
+                u64::from(value),
+            ),
+            Test::Lacks { argument, bits } => SeccompCondition::new(
+                argument,
+                SeccompCmpArgLen::Qword,
+                SeccompCmpOp::MaskedEq(bits),
+                0,
+            ),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    SeccompRule::new(conditions)
+}

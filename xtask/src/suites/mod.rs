@@ -1,0 +1,148 @@
+//! `cargo xtask test`: every suite, one summary.
+//!
+//! `unit` and `layout` run on this machine. The others boot guests: their programs are compiled
+//! here and run where KVM is usable, several suites to one host, and as many hosts side by side
+//! as there are processors.
+
+mod count;
+mod guests;
+mod here;
+
+use anyhow::{Result, bail};
+
+use self::count::Count;
+pub use self::guests::inside;
+use crate::{dist, packages};
+
+/// What to test.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Only the suites of these names.
+    pub only: Vec<String>,
+    /// Long forms of the suites that have one.
+    pub full: bool,
+}
+
+/// Where a suite runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Unit and property tests of all packages.
+    Unit,
+    /// One test program of the tests package, on this machine.
+    Here,
+    /// One test program of the tests package, where KVM is usable; its share of the work.
+    Guests { weight: u32 },
+}
+
+/// A suite.
+#[derive(Debug, Clone, Copy)]
+struct Suite {
+    name: &'static str,
+    kind: Kind,
+    about: &'static str,
+}
+
+const SUITES: &[Suite] = &[
+    Suite { name: "unit", kind: Kind::Unit, about: "unit and property tests of every package" },
+    Suite { name: "layout", kind: Kind::Here, about: "import graph, static binaries, sizes" },
+    Suite {
+        name: "lifecycle",
+        kind: Kind::Guests { weight: 3 },
+        about: "containers from create to delete, streams, exec",
+    },
+    Suite {
+        name: "limits",
+        kind: Kind::Guests { weight: 2 },
+        about: "the sandbox's cgroup, pause, update, figures, out of memory",
+    },
+    Suite {
+        name: "differential",
+        kind: Kind::Guests { weight: 1 },
+        about: "the same bundles under runc",
+    },
+    Suite {
+        name: "launch",
+        kind: Kind::Guests { weight: 2 },
+        about: "images in every form, the flags of docker run, the store",
+    },
+    Suite {
+        name: "devices",
+        kind: Kind::Guests { weight: 1 },
+        about: "bulkhead-vmm alone: disks, entropy, pauses, how guests end",
+    },
+    Suite {
+        name: "memory",
+        kind: Kind::Guests { weight: 2 },
+        about: "memory that goes back to the host, guests that grow and shrink, CPUs",
+    },
+    Suite {
+        name: "interfaces",
+        kind: Kind::Guests { weight: 1 },
+        about: "bulkhead-vmm alone: packets both ways, queue pairs, slots, limits",
+    },
+    Suite {
+        name: "block",
+        kind: Kind::Guests { weight: 3 },
+        about: "disks: roots and volumes from images, device nodes, failures of images",
+    },
+    Suite {
+        name: "net",
+        kind: Kind::Guests { weight: 2 },
+        about: "network namespaces as engines make them, changes while guests run",
+    },
+    Suite {
+        name: "failures",
+        kind: Kind::Guests { weight: 3 },
+        about: "every failure: one line, the right code, nothing left",
+    },
+    Suite {
+        name: "kill",
+        kind: Kind::Guests { weight: 4 },
+        about: "random processes killed at random moments; --full: a thousand times",
+    },
+];
+
+/// Print the names.
+pub fn list() {
+    for suite in SUITES {
+        println!("{:<14} {}", suite.name, suite.about);
+    }
+}
+
+/// Run the selected suites; returns 0 when every test passed.
+pub fn test(selection: &Selection) -> Result<u8> {
+    let suites = select(&selection.only)?;
+    packages::ensure(&[&packages::BUILD, &packages::TESTS])?;
+    let guests: Vec<Suite> =
+        suites.iter().filter(|suite| matches!(suite.kind, Kind::Guests { .. })).copied().collect();
+    if suites.iter().any(|suite| suite.kind != Kind::Unit) {
+        dist::everything()?;
+    }
+    let mut total = Count::default();
+    for suite in &suites {
+        match suite.kind {
+            Kind::Unit => total.add(here::unit()?),
+            Kind::Here => total.add(here::program(suite.name)?),
+            Kind::Guests { .. } => {}
+        }
+    }
+    if !guests.is_empty() {
+        total.add(guests::run(&guests, selection.full)?);
+    }
+    println!("tests: {} passed, {} failed", total.passed, total.failed);
+    Ok(u8::from(total.failed > 0))
+}
+
+fn select(only: &[String]) -> Result<Vec<Suite>> {
+    if only.is_empty() {
+        return Ok(SUITES.to_vec());
+    }
+    let mut selected = Vec::new();
+    for name in only {
+        match SUITES.iter().find(|suite| suite.name == name) {
+            Some(suite) => selected.push(*suite),
+            None => bail!("there is no suite {name}: see `cargo xtask test --list`"),
+        }
+    }
+    Ok(selected)
+}
