@@ -126,10 +126,10 @@ fn streams_pass_both_ways_in_large_packets_over_two_pairs() {
         let mut back = Vec::with_capacity(bytes.len());
         from.read_to_end(&mut back).expect("receiving");
         assert!(back == bytes, "{} bytes came back", back.len());
-        // The other end waits for this.
-        drop(from);
         let largest = frames.largest();
         let stats = vmm.net_stats().expect("counters")[0];
+        // The guest waits for this before it ends.
+        drop(from);
         let said = finish(vmm);
         let expected = [
             "02:00:00:00:00:07 1500 1 2",

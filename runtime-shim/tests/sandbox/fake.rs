@@ -143,11 +143,30 @@ struct Agent {
     processes: HashMap<String, Process>,
 }
 
+impl Agent {
+    /// Takes the stream `number`, which ends at once when its process has ended before it came.
+    fn connected(&mut self, number: u64, stream: UnixStream) {
+        let late =
+            |process: &Process| process.ended.is_some() && process.streams().contains(&number);
+        if self.processes.values().any(late) {
+            let _ = stream.shutdown(Shutdown::Both);
+        } else {
+            self.streams.insert(number, stream);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Process {
     args: Vec<String>,
     stdio: api::Stdio,
     ended: Option<api::WaitResponse>,
+}
+
+impl Process {
+    fn streams(&self) -> [u64; 3] {
+        [self.stdio.stdin, self.stdio.stdout, self.stdio.stderr]
+    }
 }
 
 type Shared = (Mutex<Agent>, Condvar);
@@ -162,7 +181,7 @@ fn serve(mut stream: UnixStream, shared: &Arc<Shared>, control: &OwnedFd) {
         reader.read_exact(&mut number).unwrap();
         assert!(reader.buffer().is_empty(), "bytes before the process exists");
         let (agent, changed) = &**shared;
-        agent.lock().unwrap().streams.insert(u64::from_le_bytes(number), stream);
+        agent.lock().unwrap().connected(u64::from_le_bytes(number), stream);
         changed.notify_all();
         return;
     }
@@ -308,8 +327,7 @@ fn end(shared: &Arc<Shared>, name: &str, code: u32, signal: u32) {
         let mut ended = api::WaitResponse::new();
         (ended.code, ended.signal) = (code, signal);
         process.ended.get_or_insert(ended);
-        let stdio = process.stdio.clone();
-        for number in [stdio.stdin, stdio.stdout, stdio.stderr] {
+        for number in process.streams() {
             if let Some(stream) = agent.streams.remove(&number) {
                 let _ = stream.shutdown(Shutdown::Both);
             }
