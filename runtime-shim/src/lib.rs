@@ -17,6 +17,8 @@ pub mod cli;
 pub mod console;
 pub mod control;
 pub mod doctor;
+#[cfg(test)]
+mod eventually;
 pub mod exec;
 pub mod failure;
 pub mod fd_message;

@@ -1,12 +1,13 @@
 //! A container that `bulkhead create` made in the background.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, getpid, set_child_subreaper, waitpid};
 
 use crate::bundle::Bundle;
-use crate::process::{Outcome, bulkhead, run};
+use crate::process::{Outcome, bulkhead, log_tail, read_until, run};
 
 /// A created container, deleted by force when dropped.
 pub struct Created {
@@ -39,7 +40,7 @@ impl Created {
             .status()
             .expect("bulkhead starts");
         let said = fs::read_to_string(path("stderr")).expect("stderr");
-        assert!(status.success(), "create: {status}: {said}");
+        assert!(status.success(), "create: {status}: {said}\n{}", log_tail());
         let pid = fs::read_to_string(path("pid")).expect("pid file");
         let supervisor = pid.parse().ok().and_then(Pid::from_raw).expect("a pid");
         Self { id, bundle, supervisor }
@@ -48,6 +49,12 @@ impl Created {
     /// `bulkhead WORDS... ID REST...`.
     pub fn command(&self, words: &[&str], rest: &[&str]) -> Outcome {
         run(bulkhead().args(words).arg(&self.id).args(rest))
+    }
+
+    /// Waits until the container has printed `text`; everything that it has printed by then.
+    #[track_caller]
+    pub fn prints(&self, text: &str) -> String {
+        read_until(&self.bundle.path().join("stdout"), |printed| printed.contains(text))
     }
 
     /// Waits for the supervisor, unless that was done before: how it ended.
@@ -73,6 +80,12 @@ impl Created {
 
 impl Drop for Created {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+            let log = read(&Path::new("/run/bulkhead").join(&self.id).join("log"));
+            let [out, err] = ["stdout", "stderr"].map(|name| read(&self.bundle.path().join(name)));
+            eprintln!("container {}: log: {log}\nstdout: {out}\nstderr: {err}", self.id);
+        }
         let _ = self.delete();
     }
 }

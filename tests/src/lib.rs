@@ -19,8 +19,12 @@ pub mod tap;
 pub mod terminal;
 pub mod vmm;
 
+/// How long a test waits for what must come. Nothing takes this long unless it never comes, so
+/// that a test which meets it has failed; a busy or emulated machine does not.
+pub const LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
+
 pub use bundle::Bundle;
 pub use container::Created;
 pub use image::Image;
 pub use leftovers::Leftovers;
-pub use process::{Outcome, bulkhead, run, unique_id};
+pub use process::{Outcome, bulkhead, read_until, run, run_until_done, unique_id};

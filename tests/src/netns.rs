@@ -3,7 +3,9 @@
 
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Instant;
 
+use crate::LIMIT;
 use crate::process::{run, unique_id};
 
 /// A namespace with a name below `/run/netns`.
@@ -53,6 +55,13 @@ impl Namespace {
         }
         ip(&format!("link set {outside} up"));
         self.ip(&format!("link set {inside} up"));
+        // The kernel gives both a carrier, and addresses of IPv6, a moment later.
+        let begun = Instant::now();
+        while !(self.ip("-br link").lines().any(|line| is_up(line, inside))
+            && ip("-br link").lines().any(|line| is_up(line, &outside)))
+        {
+            assert!(begun.elapsed() < LIMIT, "{inside} and {outside} do not come up");
+        }
         self.outside.lock().expect("no test panics with it").push(outside.clone());
         outside
     }
@@ -85,6 +94,12 @@ impl Drop for Namespace {
         }
         let _ = run(Command::new("ip").args(["netns", "del", &self.name]));
     }
+}
+
+/// Whether a line of `ip -br link` tells that interface `name` is up.
+fn is_up(line: &str, name: &str) -> bool {
+    let mut words = line.split_whitespace();
+    words.next().and_then(|word| word.split('@').next()) == Some(name) && words.next() == Some("UP")
 }
 
 /// Runs iproute2's `ip`, which must succeed, and gives what it printed.

@@ -1,8 +1,15 @@
 //! Running programs and taking their outcome.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two looks at what is waited for.
+const STEP: Duration = Duration::from_millis(50);
+/// Bytes of the log that a test which fails prints: a guest's last words, and more.
+const LOG_TAIL: usize = 40 << 10;
 
 /// How a program ended and what it wrote.
 #[derive(Debug)]
@@ -24,7 +31,8 @@ impl Outcome {
     /// Fails unless the program ended with `code`.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.text(), self.stderr);
+        let Self { code: ended, stderr, .. } = &self;
+        assert_eq!(*ended, code, "stdout: {}\nstderr: {stderr}\n{}", self.text(), log_tail());
         self
     }
 }
@@ -43,13 +51,54 @@ impl From<std::process::Output> for Outcome {
 pub fn bulkhead() -> Command {
     let program = std::env::var_os("BULKHEAD")
         .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist/bulkhead").into());
-    Command::new(program)
+    let mut command = Command::new(program);
+    command.arg("--log").arg(log_file());
+    command
+}
+
+/// Where it tells what is behind its failures, such as the end of a guest's console.
+fn log_file() -> PathBuf {
+    std::env::temp_dir().join(format!("bulkhead-tests-{}.log", std::process::id()))
+}
+
+/// The end of that, for whoever reads what a test that failed has printed.
+pub(crate) fn log_tail() -> String {
+    let bytes = std::fs::read(log_file()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL)..]);
+    format!("log: {}", text.replace("\\n", "\n"))
 }
 
 /// Runs a command to its end with an empty standard input.
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
     command.stdin(Stdio::null()).output().expect("the program starts").into()
+}
+
+/// Runs a command until it succeeds: what it needs may be in use for a moment longer.
+#[track_caller]
+pub fn run_until_done(command: &mut Command) -> Outcome {
+    let begun = Instant::now();
+    loop {
+        let outcome = run(command);
+        if outcome.code == 0 || begun.elapsed() > crate::LIMIT {
+            return outcome.expect(0);
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+/// The text of `file` once that satisfies `found`: who writes it may be behind.
+#[track_caller]
+pub fn read_until(file: &Path, found: impl Fn(&str) -> bool) -> String {
+    let begun = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if found(&text) {
+            return text;
+        }
+        assert!(begun.elapsed() < crate::LIMIT, "{}: {text}", file.display());
+        std::thread::sleep(STEP);
+    }
 }
 
 /// Runs a command to its end with `input` on its standard input.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_protocol::control::{CONTROL_FD, ExitReason, Reply, Request, VmState};
@@ -15,12 +16,17 @@ use bulkhead_protocol::limits::{CONTROL_FDS_MAX, CONTROL_MESSAGE_MAX};
 use bulkhead_protocol::vm::{
     FdIndex, RawBlock, RawJail, RawNet, RawRateLimit, RawShareDevice, RawVmConfig,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+/// Longest silence of a guest or of the process. Nothing takes that long unless it hangs, and a
+/// test that hangs would take what the others have said with it.
+const SILENCE: Duration = Duration::from_secs(600);
 /// User and group id of the jailed process; any that is not root's.
 const JAIL_ID: u32 = 100_000;
 
@@ -195,6 +201,7 @@ impl Vmm {
         let mut bytes = vec![0; CONTROL_MESSAGE_MAX];
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let mut none = RecvAncillaryBuffer::default();
+        await_readable(self.control.as_fd()).context("bulkhead-vmm does not answer")?;
         let received = recvmsg(&self.control, &mut parts, &mut none, RecvFlags::empty())
             .context("cannot receive from bulkhead-vmm")?;
         serde_json::from_slice(&bytes[..received.bytes]).context("bulkhead-vmm sent no reply")
@@ -236,6 +243,8 @@ impl Console {
 
     fn read(&mut self) -> Result<usize> {
         let mut buffer = [0; 4096];
+        await_readable(self.file.as_fd())
+            .with_context(|| format!("the guest has said only: {}", self.seen))?;
         let count = self.file.read(&mut buffer).context("cannot read the console")?;
         // What the guest writes need not be text.
         self.seen += &String::from_utf8_lossy(&buffer[..count]);
@@ -246,6 +255,19 @@ impl Console {
 impl Read for Console {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.file.read(buffer)
+    }
+}
+
+/// Waits until there is something to read, or an end.
+fn await_readable(fd: BorrowedFd<'_>) -> Result<()> {
+    let limit = Timespec::try_from(SILENCE).context("a number of seconds")?;
+    loop {
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&limit)) {
+            Ok(0) => bail!("nothing came for {SILENCE:?}"),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait"),
+        }
     }
 }
 

@@ -12,9 +12,9 @@ use std::process::Command;
 
 use bulkhead_protocol::control::ExitReason;
 use bulkhead_protocol::limits::BLOCKS_MAX;
-use bulkhead_tests::guest::{COMMAND_LINE, initrd, kernel, said};
+use bulkhead_tests::guest::{COMMAND_LINE, Signal, initrd, kernel, said};
 use bulkhead_tests::run;
-use bulkhead_tests::vmm::Machine;
+use bulkhead_tests::vmm::{Machine, Vmm};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -36,8 +36,15 @@ fn machine(scratch: &Path, script: &str) -> Machine {
 fn boot(machine: Machine) -> (Vec<String>, ExitReason) {
     let mut vmm = machine.spawn().expect("the machine is built");
     vmm.start().expect("the guest starts");
-    let reason = vmm.finish().expect("the guest ends");
+    let reason = finish(&mut vmm);
     (said(vmm.console.seen()), reason)
+}
+
+/// Waits for the end of a guest that runs; why it ended.
+#[track_caller]
+fn finish(vmm: &mut Vmm) -> ExitReason {
+    let ended = vmm.finish();
+    ended.unwrap_or_else(|error| panic!("{error:#}: {}", vmm.console.seen()))
 }
 
 /// A file of `mib` MiB that reads differently everywhere.
@@ -175,6 +182,7 @@ fn blocks(file: &File) -> u64 {
 }
 
 const WRITER: &str = r#"
+signal=vdc
 i=0
 while [ $i -lt 16 ]; do
   dd if=/dev/vdb of=/dev/vda bs=512k skip=$i seek=$((15 - i)) count=1 oflag=direct 2>/dev/null ||
@@ -184,6 +192,7 @@ while [ $i -lt 16 ]; do
 done
 cmp /dev/vda /dev/vdb > /dev/null && say same
 say written
+await end
 reboot -f
 "#;
 
@@ -192,10 +201,12 @@ fn pause_stops_writes_and_resume_loses_none() {
     let scratch = scratch();
     let target = pattern(&scratch.path().join("vda"), 8, 1);
     let source = pattern(&scratch.path().join("vdb"), 8, 2);
+    let signal = Signal::new(scratch.path());
     let machine = machine(scratch.path(), WRITER)
         .vcpus(2)
         .block("target", target.try_clone().expect("dup"), false)
-        .block("source", source.try_clone().expect("dup"), true);
+        .block("source", source.try_clone().expect("dup"), true)
+        .block("signal", signal.disk(), true);
     let mut vmm = machine.spawn().expect("the machine is built");
     vmm.start().expect("the guest starts");
     for step in [0, 3, 4, 9, 15] {
@@ -206,8 +217,9 @@ fn pause_stops_writes_and_resume_loses_none() {
         assert_eq!(before, after, "written while paused");
         vmm.resume().expect("resume");
     }
-    let reason = vmm.finish().expect("the guest ends");
-    assert_eq!(reason, ExitReason::PowerOff);
+    // Not before the last pause: a guest that has ended cannot be paused.
+    signal.give("end");
+    assert_eq!(finish(&mut vmm), ExitReason::PowerOff);
     let wanted: Vec<u8> = (0..16).rev().flat_map(|i| part(&source, i * MIB / 2, MIB / 2)).collect();
     assert_eq!(sum(&part(&target, 0, 8 * MIB)), sum(&wanted));
     let console = said(vmm.console.seen());
@@ -216,10 +228,11 @@ fn pause_stops_writes_and_resume_loses_none() {
 }
 
 const SHRUNK: &str = r#"
+signal=vdb
 for disk in /sys/block/vd*; do echo $(cat $disk/serial); done | sort > /serials
 say serials $(cat /serials)
 say ready
-read go < /dev/vdb
+await go
 dd if=/dev/vda of=/dev/null bs=1M iflag=direct 2>/dev/null; say whole $?
 dd if=/dev/vda of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null; say half $?
 dd if=/dev/zero of=/dev/vda bs=1M count=1 oflag=direct 2>/dev/null; say written $?
@@ -230,9 +243,10 @@ reboot -f
 fn most_disks_work_and_one_that_shrinks_is_an_error_inside() {
     let scratch = scratch();
     let disk = pattern(&scratch.path().join("vda"), 8, 1);
+    let signal = Signal::new(scratch.path());
     let mut machine = machine(scratch.path(), SHRUNK).vcpus(2);
     for index in 0..BLOCKS_MAX {
-        let file = disk.try_clone().expect("dup");
+        let file = if index == 1 { signal.disk() } else { disk.try_clone().expect("dup") };
         machine = machine.block(&format!("n{index:02}"), file, index > 0);
     }
     let mut vmm = machine.spawn().expect("the machine is built");
@@ -241,7 +255,8 @@ fn most_disks_work_and_one_that_shrinks_is_an_error_inside() {
     vmm.pause().expect("pause");
     disk.set_len(4 * MIB).expect("truncating");
     vmm.resume().expect("resume");
-    let reason = vmm.finish().expect("the guest ends");
+    signal.give("go");
+    let reason = finish(&mut vmm);
     let said = said(vmm.console.seen());
     let serials: Vec<String> = (0..BLOCKS_MAX).map(|index| format!("n{index:02}")).collect();
     let serials = format!("serials {}", serials.join(" "));
@@ -253,7 +268,14 @@ fn most_disks_work_and_one_that_shrinks_is_an_error_inside() {
 #[test]
 fn request_that_does_not_fit_the_state_changes_nothing() {
     let scratch = scratch();
-    let vmm = machine(scratch.path(), "reboot -f\n").spawn().expect("the machine is built");
+    let signal = Signal::new(scratch.path());
+    // It must not have ended before it is asked for the last time.
+    let machine = machine(scratch.path(), "signal=vda; await end; reboot -f\n").block(
+        "signal",
+        signal.disk(),
+        true,
+    );
+    let mut vmm = machine.spawn().expect("the machine is built");
     let refused = |result: anyhow::Result<()>, words: &str| {
         let error = result.expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
@@ -266,8 +288,8 @@ fn request_that_does_not_fit_the_state_changes_nothing() {
     refused(vmm.pause(), "pause in state Paused");
     refused(vmm.start(), "start in state Paused");
     vmm.resume().expect("resume");
-    let mut vmm = vmm;
-    assert_eq!(vmm.finish().expect("the guest ends"), ExitReason::PowerOff);
+    signal.give("end");
+    assert_eq!(finish(&mut vmm), ExitReason::PowerOff);
 }
 
 #[test]

@@ -270,15 +270,17 @@ fn mute_agent_meets_the_limit() {
     let bundle = Bundle::new(&["/bin/true"]);
     let guest = Guest::rogue("mute");
     let mut command = guest.bulkhead();
-    command.env("BULKHEAD_BOOT_TIMEOUT_S", "15");
-    fails(&mut command, bundle.path(), 1, &["agent", "answer"]);
+    // Long enough for the boot of an emulated machine: it is the call that meets the limit.
+    command.env("BULKHEAD_BOOT_TIMEOUT_S", "40");
+    fails(&mut command, bundle.path(), 1, &["the agent did not answer CreateContainer"]);
 }
 
 #[test]
 fn error_is_written_to_the_log_as_json() {
     let directory = tempfile::tempdir().expect("temp dir");
     let log = directory.path().join("log.json");
-    let outcome = run(bulkhead()
+    let program = bulkhead().get_program().to_owned();
+    let outcome = run(Command::new(program)
         .arg("--log")
         .arg(&log)
         .args(["--log-format", "json", "run", "--bundle", "/nonexistent", "logged"])

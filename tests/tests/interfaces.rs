@@ -7,11 +7,13 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use bulkhead_protocol::control::{ExitReason, VmState};
+use bulkhead_protocol::control::{ExitReason, VmState, VmStats};
+use bulkhead_tests::LIMIT;
 use bulkhead_tests::bundle::busybox_root;
 use bulkhead_tests::interfaces::{Frames, Interface, in_namespace, tap};
 use bulkhead_tests::run;
@@ -70,9 +72,11 @@ fn start(machine: Machine) -> Vmm {
 }
 
 /// Runs the guest to its end; what it said, line by line.
+#[track_caller]
 fn finish(mut vmm: Vmm) -> Vec<String> {
-    let reason = vmm.finish().expect("the guest ends");
+    let ended = vmm.finish();
     let console = vmm.console.seen();
+    let reason = ended.unwrap_or_else(|error| panic!("{error:#}: {console}"));
     assert_eq!(reason, ExitReason::PowerOff, "{console}");
     let lines = console.lines().filter_map(|line| line.split_once("said: "));
     lines.map(|(_, text)| text.trim_end().to_owned()).collect()
@@ -90,23 +94,33 @@ fn sum(bytes: &[u8]) -> String {
 
 /// A connection to the guest, which may not listen yet.
 fn connect(address: &str) -> TcpStream {
+    let begun = Instant::now();
     loop {
         match TcpStream::connect(address) {
-            Ok(stream) => return stream,
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+            Ok(stream) => {
+                stream.set_read_timeout(Some(LIMIT)).expect("a limit");
+                stream.set_write_timeout(Some(LIMIT)).expect("a limit");
+                return stream;
+            }
+            Err(error)
+                if error.kind() == std::io::ErrorKind::ConnectionRefused
+                    && begun.elapsed() < LIMIT => {}
             Err(error) => panic!("connecting to {address}: {error}"),
         }
     }
 }
 
+/// `cat` gives the socket much at once, so that the size of a packet does not depend on how fast it
+/// is acknowledged. The last connection tells that everything has come.
 const STREAMS: &str = r#"
 sys=/sys/class/net/eth0
 setup eth0 10.9.0.2/24
 say $(cat $sys/address) $(cat $sys/mtu) $(cat $sys/carrier) $(ls -d $sys/queues/tx-* | wc -l)
-ping -c 3 -W 10 10.9.0.1 > /dev/null; say ping $?
+ping -c 3 -W 120 10.9.0.1 > /dev/null; say ping $?
 say ready
 nc -l -p 5000 > /in; say in $(sum < /in)
-nc 10.9.0.1 5001 < /in; say out $?
+nc -l -p 5001 -e cat /in; say out $?
+nc -l -p 5002 > /dev/null
 "#;
 
 #[test]
@@ -114,7 +128,6 @@ fn streams_pass_both_ways_in_large_packets_over_two_pairs() {
     in_namespace(|| {
         let scratch = scratch();
         let taps = tap("tap0", 2, "10.9.0.1/24", 1500);
-        let listener = TcpListener::bind("10.9.0.1:5001").expect("listening");
         let mut vmm = start(machine(&scratch, STREAMS).vcpus(2).interface(Interface::new(7, taps)));
         vmm.console.wait_for("ready").expect("the guest answers");
         let frames = Frames::watch();
@@ -122,14 +135,13 @@ fn streams_pass_both_ways_in_large_packets_over_two_pairs() {
         let mut to = connect("10.9.0.2:5000");
         to.write_all(&bytes).expect("sending");
         to.shutdown(Shutdown::Write).expect("ending the stream");
-        let (mut from, _) = listener.accept().expect("the guest connects");
+        let mut from = connect("10.9.0.2:5001");
         let mut back = Vec::with_capacity(bytes.len());
         from.read_to_end(&mut back).expect("receiving");
         assert!(back == bytes, "{} bytes came back", back.len());
         let largest = frames.largest();
         let stats = vmm.net_stats().expect("counters")[0];
-        // The guest waits for this before it ends.
-        drop(from);
+        drop(connect("10.9.0.2:5002"));
         let said = finish(vmm);
         let expected = [
             "02:00:00:00:00:07 1500 1 2",
@@ -150,13 +162,13 @@ fn streams_pass_both_ways_in_large_packets_over_two_pairs() {
 const SLOTS: &str = r#"
 say none $(ls -d /sys/class/net/eth* 2>/dev/null | wc -l)
 bind virtio-mmio.1; say first $(cat /sys/class/net/eth0/address)
-setup eth0 10.9.1.2/24; ping -c 2 -W 10 10.9.1.1 > /dev/null; say ping $?
+setup eth0 10.9.1.2/24; ping -c 2 -W 120 10.9.1.1 > /dev/null; say ping $?
 bind virtio-mmio.2; say second $(cat /sys/class/net/eth1/address)
-setup eth1 10.9.2.2/24; ping -c 2 -W 10 10.9.2.1 > /dev/null; say ping $?
+setup eth1 10.9.2.2/24; ping -c 2 -W 120 10.9.2.1 > /dev/null; say ping $?
 echo virtio-mmio.1 > $driver/unbind; say unbound $(ls -d /sys/class/net/eth* | wc -l)
-ping -c 2 -W 10 10.9.2.1 > /dev/null; say ping $?
+ping -c 2 -W 120 10.9.2.1 > /dev/null; say ping $?
 bind virtio-mmio.1; say third $(cat /sys/class/net/eth0/address)
-setup eth0 10.9.3.2/24; ping -s 8900 -c 2 -W 10 10.9.3.1 > /dev/null; say ping $(cat /sys/class/net/eth0/mtu) $?
+setup eth0 10.9.3.2/24; ping -s 8900 -c 2 -W 120 10.9.3.1 > /dev/null; say ping $(cat /sys/class/net/eth0/mtu) $?
 "#;
 
 #[test]
@@ -229,6 +241,9 @@ fn rate_limit_passes_what_it_holds_and_no_more() {
         let taps = tap("tap0", 1, "10.9.0.1/24", 1500);
         let neighbour = ["arp", "-s", "10.9.0.2", "02:00:00:00:00:07"];
         run(Command::new("busybox").args(neighbour)).expect(0);
+        // Takes what the guest sends: without it the guest's program would be told that nobody
+        // does, and end before it has sent enough.
+        let _taker = UdpSocket::bind("10.9.0.1:9").expect("a socket");
         let mut vmm =
             start(machine(&scratch, LIMITED).interface(Interface::new(7, taps).packets(20, 10)));
         vmm.console.wait_for("ready").expect("the guest is up");
@@ -237,9 +252,9 @@ fn rate_limit_passes_what_it_holds_and_no_more() {
             socket.send_to(b"packet", "10.9.0.2:7").expect("sending");
         }
         vmm.console.wait_for("received").expect("the guest receives");
-        let counters = || vmm.net_stats().expect("counters")[0];
-        while counters().tx_packets < 10 {}
-        let stats = counters();
+        let enough = |stats: &VmStats| stats.nets[0].tx_packets >= 10;
+        vmm.wait_until(LIMIT, enough).expect("the guest sends");
+        let stats = vmm.net_stats().expect("counters")[0];
         assert_eq!((stats.rx_packets, stats.rx_dropped), (20, 0));
         assert_eq!((stats.tx_packets, stats.tx_dropped), (10, 0));
         run(Command::new("busybox").args(["ip", "link", "delete", "tap0"])).expect(0);

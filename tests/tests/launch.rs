@@ -46,6 +46,12 @@ impl Store {
     }
 }
 
+/// What is on standard error besides the progress of unpacking, which a slow machine tells of.
+fn complaints(outcome: &Outcome) -> String {
+    let lines = outcome.stderr.split_inclusive('\n');
+    lines.filter(|line| !(line.contains(" MiB / ") && line.ends_with(" %)\n"))).collect()
+}
+
 /// A container in the background that is force-deleted at the end of the test.
 struct Detached(String);
 
@@ -54,7 +60,7 @@ impl Detached {
     fn launch(store: &Store, image: &str, script: &str) -> Self {
         let name = unique_id("launch");
         let outcome = store.run(&["-d", "--name", &name, image, script]).expect(0);
-        assert_eq!((outcome.text(), outcome.stderr.as_str()), (name.clone(), ""));
+        assert_eq!((outcome.text(), complaints(&outcome)), (name.clone(), String::new()));
         Self(name)
     }
 
@@ -140,7 +146,7 @@ fn image_in_every_form_is_the_same_container() {
         for outcome in [scope.spawn(run), scope.spawn(run)] {
             let outcome = outcome.join().expect("the thread ends").expect(3);
             assert_eq!(outcome.text(), "from the image in /srv green");
-            assert_eq!(outcome.stderr, "");
+            assert_eq!(complaints(&outcome), "");
         }
     });
     let layers = store.entries("layers/sha256");
@@ -152,7 +158,7 @@ fn image_in_every_form_is_the_same_container() {
     let docker = &image.docker_archive();
     let words = ["--rm", "-i", "--entrypoint", "/bin/sh", docker, "-c", "cat; echo err >&2"];
     let docker = run_with_input(&mut store.launch(&words), b"through\n").expect(0);
-    assert_eq!((docker.text().as_str(), docker.stderr.as_str()), ("through", "err\n"));
+    assert_eq!((docker.text().as_str(), complaints(&docker).as_str()), ("through", "err\n"));
 
     let mut again = store.entries("layers/sha256");
     again.sort();
@@ -258,7 +264,9 @@ fn detached_containers_share_layers_and_not_writes() {
     let (store, image, before) = (Store::new(), image(), Leftovers::now());
     let layout = image.layout();
     {
-        let idle = "trap 'exit 7' TERM; while :; do sleep 0.1; done";
+        // Ready for the signal once it says so: before, the first process of a pid namespace
+        // ignores it.
+        let idle = "trap 'exit 7' TERM; echo > /dev/shm/ready; while :; do sleep 0.1; done";
         let one = Detached::launch(&store, &layout, idle);
         let taken = store.run(&["-d", "--name", &one.0, &layout]).expect(125);
         assert!(taken.stderr.contains("exists"), "{}", taken.stderr);
@@ -271,6 +279,7 @@ fn detached_containers_share_layers_and_not_writes() {
         assert_eq!(layers.len(), 3, "{layers:?}");
 
         let supervisor = one.supervisor();
+        one.exec("until [ -e /dev/shm/ready ]; do sleep 0.1; done").expect(0);
         run(bulkhead().args(["kill", &one.0, "TERM"])).expect(0);
         assert_eq!(reap(supervisor), Some(7));
         assert_eq!(one.state()["status"], "stopped");
@@ -366,7 +375,7 @@ fn changes_over_layers_are_those_of_a_plain_file_system() {
     let count = alike[0].strip_prefix("alike ").and_then(|count| count.parse().ok());
     assert!(count.is_some_and(|count: u32| count > 60), "{text}\n{}", outcome.stderr);
     assert_eq!(alike[1..], ["1770 56 78", "x", "seed"], "{text}");
-    assert_eq!(outcome.stderr, "");
+    assert_eq!(complaints(&outcome), "");
     store.assert_no_containers();
     before.assert_none();
 }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use bulkhead_tests::process::run_with_input;
 use bulkhead_tests::terminal::OnTerminal;
@@ -31,6 +30,14 @@ impl Container {
         container
     }
 
+    /// Starts what [`idle`] runs, and waits until it can be ended by a signal: the first process
+    /// of a pid namespace ignores what it has no handler for.
+    fn idling() -> Self {
+        let container = Self::started(idle());
+        container.0.prints("ready");
+        container
+    }
+
     /// `bulkhead WORDS... ID`.
     fn command(&self, words: &[&str]) -> bulkhead_tests::Outcome {
         self.0.command(words, &[])
@@ -53,7 +60,7 @@ impl Container {
 
 /// A container that does nothing until it is killed.
 fn idle() -> Bundle {
-    Bundle::script("trap 'exit 7' TERM; while :; do sleep 0.1; done")
+    Bundle::script("trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done")
 }
 
 #[test]
@@ -166,6 +173,7 @@ fn container_goes_through_the_states_of_the_specification() {
         let ps = container.command(&["ps", "--format", "json"]).expect(0);
         let pids: Vec<u32> = serde_json::from_slice(&ps.stdout).expect("a list of pids");
         assert!(!pids.is_empty());
+        container.0.prints("ready");
         container.kill("TERM").expect(0);
         assert_eq!(container.0.wait(), 7);
         assert_eq!(container.status(), "stopped");
@@ -190,7 +198,7 @@ fn create_of_taken_id_is_refused() {
 
 #[test]
 fn kill_by_signal_is_reported_as_128_and_number() {
-    let container = Container::started(idle());
+    let container = Container::idling();
     container.kill("KILL").expect(0);
     assert_eq!(container.0.wait(), 137);
 }
@@ -240,7 +248,7 @@ fn exec_runs_beside_the_init_with_its_own_result() {
 
 #[test]
 fn exec_on_terminal_and_many_at_once() {
-    let container = Container::started(idle());
+    let container = Container::idling();
     let mut command = bulkhead();
     command.args(["exec", "--tty", &container.0.id, "sh", "-c", "tty; stty size; exit 4"]);
     let (code, shown) = OnTerminal::start(command, 20, 50).finish();
@@ -265,7 +273,7 @@ fn exec_on_terminal_and_many_at_once() {
 
 #[test]
 fn exec_detached_writes_pid_file_and_ends_with_status() {
-    let container = Container::started(idle());
+    let container = Container::idling();
     let directory = tempfile::tempdir().expect("temp dir");
     let pid_file = directory.path().join("pid");
     let status = bulkhead()
@@ -289,6 +297,11 @@ fn exec_detached_writes_pid_file_and_ends_with_status() {
 fn two_containers_cannot_see_each_other() {
     let one = Container::started(Bundle::script("touch /tmp/one; exec sleep 1000"));
     let two = Container::started(Bundle::script("touch /tmp/two; exec sleep 2000"));
+    // A container that was started may still have to make its file and to become its program.
+    let until = "until ps -o args | grep -q '^sleep ...0'; do sleep 0.1; done";
+    for container in [&one, &two] {
+        container.exec(&["sh", "-c", until]).expect(0);
+    }
     let seen = one.exec(&["sh", "-c", "ls /tmp; ps -o args"]).expect(0).text();
     assert!(seen.contains("one") && seen.contains("sleep 1000"), "{seen}");
     assert!(!seen.contains("two") && !seen.contains("sleep 2000"), "{seen}");
@@ -369,8 +382,6 @@ fn memory_limit_is_enforced_in_the_guest() {
     bundle.edit(|config| {
         config["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
     });
-    let begun = Instant::now();
     let outcome = run_bundle(&bundle, b"");
     assert!(outcome.text() != "104857600", "the limit was not enforced");
-    assert!(begun.elapsed() < Duration::from_secs(600), "hung");
 }

@@ -5,8 +5,9 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Instant;
 
-use bulkhead_tests::{Bundle, Created, Leftovers, Outcome, bulkhead, run, unique_id};
+use bulkhead_tests::{Bundle, Created, LIMIT, Leftovers, Outcome, bulkhead, run, unique_id};
 use serde_json::{Value, json};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -236,10 +237,16 @@ fn update_holds_inside_and_outside_or_changes_nothing() {
     assert_eq!(figures["memory"]["usage"]["limit"], json!(96 * MIB));
     assert_eq!(figures["pids"]["limit"], json!(60));
     assert_eq!(figures["bulkhead"]["mem_mib"], json!(160));
-    // The new memory is there.
-    let meminfo = container.exec(&["grep", "MemTotal", "/proc/meminfo"]).expect(0).text();
-    let kib: u64 = meminfo.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("kB");
-    assert!(kib > 128 << 10, "{meminfo}");
+    // The new memory is there, once Linux has put it online.
+    let begun = Instant::now();
+    loop {
+        let meminfo = container.exec(&["grep", "MemTotal", "/proc/meminfo"]).expect(0).text();
+        let kib = meminfo.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok());
+        if kib.expect("kB") > 128 << 10 {
+            break;
+        }
+        assert!(begun.elapsed() < LIMIT, "{meminfo}");
+    }
 
     let failed = container.command(&["update", "--memory", "80m", "--cpuset-cpus", "77"], &[]);
     assert!(failed.expect(1).stderr.contains("linux.resources.cpu.cpus"));
@@ -265,11 +272,13 @@ fn container_that_exceeds_its_memory_is_killed_in_the_guest_and_told() {
     let (mut child, mut events) = container.events();
     let eat = "dd if=/dev/zero of=/dev/shm/x bs=1M count=60 2>/dev/null";
     container.exec(&["sh", "-c", eat]).expect(137);
-    assert_eq!(events.next(), Some(json!({"type": "oom", "id": container.created.id})));
+    let oom = json!({"type": "oom", "id": container.created.id});
+    assert_eq!(events.next(), Some(oom.clone()));
     // The sandbox lives, and with its container the events end.
     assert_eq!(container.state()["status"], "running");
     container.command(&["kill"], &["KILL"]).expect(0);
-    assert_eq!(events.next(), None);
+    // How many processes the kernel ends is its own affair.
+    assert!(events.all(|event| event == oom));
     assert!(child.wait().expect("ended").success());
 }
 

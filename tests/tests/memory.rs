@@ -12,16 +12,17 @@ use bulkhead_protocol::control::ExitReason;
 use bulkhead_tests::guest::{COMMAND_LINE, Signal, initrd, kernel, said};
 use bulkhead_tests::memory::cost;
 use bulkhead_tests::vmm::{Machine, Vmm};
-use bulkhead_tests::{Bundle, Leftovers, bulkhead, run, unique_id};
+use bulkhead_tests::{Bundle, LIMIT, Leftovers, bulkhead, run, unique_id};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long a guest may take for anything that has no limit of its own.
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long Linux may take to give memory back: what it cannot take away at once it tries again
+/// after 50 s, 100 s and so on.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(600);
 /// Page cache goes back within this time, on a machine that is not emulated.
 const RETURN_LIMIT: Duration = Duration::from_secs(10);
 /// And an emulated one may take so many times longer: its processor is the bottleneck.
-const EMULATED_FACTOR: u32 = 6;
+const EMULATED_FACTOR: u32 = 12;
 /// What may stay of what was used.
 const RETURN_SLACK_KIB: u64 = 30 << 10;
 const MIB: u64 = 1 << 20;
@@ -70,6 +71,7 @@ impl Guest {
     }
 
     /// Waits until the script has said `word`.
+    #[track_caller]
     fn hear(&mut self, word: &str) {
         self.vmm.console.wait_for(&format!("said: {word}")).expect("the script goes on");
     }
@@ -107,7 +109,8 @@ impl Guest {
     /// Lets the script end; what it said.
     fn end(mut self) -> Vec<String> {
         self.signal.give("end");
-        let reason = self.vmm.finish().expect("the guest ends");
+        let ended = self.vmm.finish();
+        let reason = ended.unwrap_or_else(|error| panic!("{error:#}: {}", self.vmm.console.seen()));
         let said = said(self.vmm.console.seen());
         assert_eq!(reason, ExitReason::PowerOff, "{said:#?}");
         said
@@ -199,28 +202,31 @@ fn balloon_takes_memory_from_the_guest_and_gives_it_to_the_host() {
         balloon.actual_bytes == balloon.target_bytes
     };
     guest.vmm.wait_until(LIMIT, inflated).expect("inflated");
-    let small_kib = guest.private_kib();
-    assert!(small_kib < 56 << 10, "{small_kib} KiB with a balloon of 200 of 256 MiB");
+    // What it has in use, and what it has used and not reported yet, is less than all that is left.
+    guest.wait_for_cost((56 << 10) - 1, LIMIT);
     guest.vmm.inflate(0).expect("no balloon");
     guest.vmm.wait_until(LIMIT, inflated).expect("deflated");
-    let figures = || guest.vmm.stats().expect("statistics").balloon.expect("one").guest;
-    let old = figures().expect("the guest tells");
-    guest.vmm.wait_until(LIMIT, |_| figures() != Some(old)).expect("newer figures");
-    let now = figures().expect("the guest tells");
-    assert!(now.total_bytes > 200 * MIB && now.free_bytes > 150 * MIB, "{now:?}");
+    // What it tells first may be from before the balloon was empty.
+    let has_it_again = |stats: &bulkhead_protocol::control::VmStats| {
+        let figures = stats.balloon.and_then(|balloon| balloon.guest);
+        figures.is_some_and(|now| now.total_bytes > 200 * MIB && now.free_bytes > 150 * MIB)
+    };
+    guest.vmm.wait_until(LIMIT, has_it_again).expect("figures of a guest that has its memory");
     guest.end();
 }
 
 const GROWTH: &str = r#"
 total() { sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
 before=$(total); say before $before; await grown
-# A block is the guest's before Linux has put it online.
-for wait in $(seq 600); do [ $(total) -lt $((before + 384 * 1024)) ] || break; usleep 100000; done
+# A block is the guest's before Linux has put it online, and is the host's again before Linux has
+# counted it out.
+until_total() { for wait in $(seq 1200); do [ $(total) = $1 ] && break; usleep 100000; done; }
+until_total $((before + 384 * 1024))
 say grown $(total)
 mount -t tmpfs -o size=100% tmp /tmp
 dd if=/dev/zero of=/tmp/x bs=1M count=250 2>/dev/null; say filled $?
 await emptied; rm /tmp/x; echo 3 > /proc/sys/vm/drop_caches; say emptied 1
-await shrunk; say shrunk $(total)
+await shrunk; until_total $before; say shrunk $(total)
 "#;
 
 #[test]
@@ -242,12 +248,14 @@ fn memory_is_added_and_taken_away_while_the_guest_runs() {
     assert!(refused.contains("512 at most"), "{refused}");
     guest.signal.give("grown");
     guest.hear("filled");
+    // The file alone; what the guest had used and freed before, it may have used again.
     let full_kib = guest.private_kib();
-    assert!(full_kib > idle_kib + (240 << 10), "{idle_kib} KiB, then {full_kib}");
+    assert!(full_kib > 250 << 10, "{idle_kib} KiB, then {full_kib}");
+    assert!(idle_kib + RETURN_SLACK_KIB < 125 << 10, "{idle_kib} KiB of a guest of 128 MiB");
     guest.signal.give("emptied");
     guest.hear("emptied");
     guest.vmm.plug(0).expect("no memory");
-    guest.vmm.wait_until(LIMIT, plugged(0)).expect("unplugged");
+    guest.vmm.wait_until(UNPLUG_LIMIT, plugged(0)).expect("unplugged");
     guest.wait_for_cost(idle_kib + RETURN_SLACK_KIB, LIMIT);
     guest.signal.give("shrunk");
     guest.hear("shrunk");
@@ -331,8 +339,10 @@ fn container_that_frees_memory_gives_it_back_to_the_host() {
     let container = Container::start(&json!({"memory": {"limit": 192 << 20}}), &json!({}));
     let idle_kib = container.guest_kib();
     container.shell("dd if=/dev/zero of=/big/x bs=1M count=120 2>/dev/null");
+    // The file alone; what the guest had used and freed before, it may have used again.
     let full_kib = container.guest_kib();
-    assert!(full_kib > idle_kib + (110 << 10), "{idle_kib} KiB, then {full_kib}");
+    assert!(full_kib > 120 << 10, "{idle_kib} KiB, then {full_kib}");
+    assert!(idle_kib + RETURN_SLACK_KIB < 120 << 10, "{idle_kib} KiB idle");
     container.shell("rm /big/x");
     let start = Instant::now();
     loop {

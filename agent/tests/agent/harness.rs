@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use bulkhead_protocol::agent::client::{
@@ -27,7 +28,7 @@ const MOUNT_CGROUP: &str =
     "[ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 none /sys/fs/cgroup";
 const BUSYBOX: &str = "/bin/busybox";
 /// Every call of a test ends within this time, or the test fails.
-const CALL_LIMIT_NS: i64 = 60_000_000_000;
+const CALL_LIMIT_NS: i64 = 120_000_000_000;
 const APPLETS: [&str; 24] = [
     "sh",
     "cat",
@@ -344,6 +345,16 @@ impl Drop for Container<'_> {
         if !self.deleted {
             let _ = self.agent.client.delete_container(limit(), &self.request());
         }
+    }
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub fn await_that(is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "it has not come about");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

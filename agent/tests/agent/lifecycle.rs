@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use bulkhead_protocol::agent::client::{ContainerRequest, CreateContainerRequest};
 use ttrpc::Code;
 
-use crate::harness::{Agent, Wait, limit, process, refusal, unique};
+use crate::harness::{Agent, Wait, await_that, limit, process, refusal, unique};
 
 #[test]
 fn container_that_echoes_gives_output_and_code() {
@@ -61,9 +61,12 @@ fn kill_of_all_ends_every_process() {
     container.start();
     let (id, _streams) = container.exec(&process(&["sleep", "1000"])).unwrap();
     let request = container.request();
-    let listed = agent.client.processes(limit(), &request).unwrap().processes;
-    let commands: Vec<_> = listed.iter().map(|p| p.command.as_str()).collect();
-    assert_eq!(commands, ["sleep 1000", "sleep 1000"]);
+    // A container that has been started is about to run its program.
+    await_that(|| {
+        let listed = agent.client.processes(limit(), &request).unwrap().processes;
+        let commands: Vec<_> = listed.iter().map(|p| p.command.as_str()).collect();
+        commands == ["sleep 1000", "sleep 1000"]
+    });
     container.signal("", 9, true).unwrap();
     assert_eq!(container.wait(&id), Wait::Signal(9));
     assert_eq!(container.wait(""), Wait::Signal(9));

@@ -6,7 +6,7 @@ use bulkhead_protocol::agent::client::{OomRequest, UpdateContainerRequest};
 use serde_json::{Value, json};
 use ttrpc::Code;
 
-use crate::harness::{Agent, Container, Wait, limit, refusal};
+use crate::harness::{Agent, Container, Wait, await_that, limit, refusal};
 
 /// An agent whose containers have memory limits, or why there is none.
 fn agent() -> Option<Agent> {
@@ -113,12 +113,16 @@ fn stats_tell_memory_cpu_and_processes() {
     spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 9}});
     let container = agent.create(&spec).unwrap();
     container.start();
-    let reply = agent.client.stats(limit(), &container.request()).unwrap();
-    let stats: Value = serde_json::from_slice(&reply.stats_json).unwrap();
+    let stats = || -> Value {
+        let reply = agent.client.stats(limit(), &container.request()).unwrap();
+        serde_json::from_slice(&reply.stats_json).unwrap()
+    };
+    // The process that has made the container's ends a moment later.
+    await_that(|| stats()["pids"] == json!({"current": 1, "limit": 9}));
+    let stats = stats();
     assert_eq!(stats["memory"]["usage"]["limit"], json!(64 << 20));
     assert!(stats["memory"]["usage"]["usage"].as_u64().unwrap() > 0);
     assert!(stats["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
-    assert_eq!(stats["pids"], json!({"current": 1, "limit": 9}));
     assert!(stats["memory"]["raw"]["anon"].as_u64().is_some());
 }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, fstat, major, minor, open};
 use rustix::io::Errno;
@@ -18,12 +19,18 @@ const QUEUES_DEFAULT_MAX: u32 = 4;
 /// Most bytes of a `uevent` file that are read.
 const UEVENT_MAX: u64 = 4096;
 
+/// How long what is in use may stay so. A VMM that was killed has ended before its io_uring lets go
+/// of the file: the kernel takes that apart a moment later, and tells nobody.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries.
+const STEP: Duration = Duration::from_millis(20);
+
 /// Opens every disk of `plan`, and says what the agent makes of them.
 pub fn open_disks(plan: &SandboxPlan) -> Result<(Vec<OpenDisk>, GuestDisks), BlockError> {
     let mut disks = Vec::with_capacity(plan.disks.len());
     let mut guest = GuestDisks::default();
     for disk in &plan.disks {
-        let opened = Opener { disk }.open()?;
+        let opened = Opener { disk, patience: PATIENCE }.open()?;
         let fstype = opened.fstype;
         guest.add(disk, fstype);
         disks.push(OpenDisk {
@@ -47,10 +54,22 @@ struct Opened {
 
 struct Opener<'a> {
     disk: &'a DiskPlan,
+    /// How long another's use may last.
+    patience: Duration,
 }
 
 impl Opener<'_> {
     fn open(&self) -> Result<Opened, BlockError> {
+        let end = Instant::now() + self.patience;
+        loop {
+            match self.try_open() {
+                Err(BlockError::InUse { .. }) if Instant::now() < end => std::thread::sleep(STEP),
+                result => return result,
+            }
+        }
+    }
+
+    fn try_open(&self) -> Result<Opened, BlockError> {
         let (path, place) = self.find()?;
         let kind = self.kind(&path, &place)?;
         let wanted = match &self.disk.usage {

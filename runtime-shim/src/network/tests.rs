@@ -9,6 +9,7 @@ use bulkhead_protocol::agent::client as api;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::*;
+use crate::eventually::eventually;
 use crate::failure::Failure;
 use crate::plan::NetworkPlan;
 use crate::process::ProcessId;
@@ -82,6 +83,7 @@ fn populate() {
     ip("addr add fd00::2/64 nodad dev eth0");
     ip("link set eth0 up");
     ip("link set far up");
+    await_carriers(2);
     ip("addr flush dev far");
     ip("route add default via 10.1.0.1 metric 50");
     ip("route add 10.9.0.0/16 dev eth0 scope link mtu 1400");
@@ -186,6 +188,14 @@ fn pair() {
     ip("link add eth1 type veth peer name eth0");
     ip("link set eth0 address 02:00:00:00:00:05 up");
     ip("link set eth1 address 02:00:00:00:00:06 up");
+    await_carriers(2);
+}
+
+/// Waits until so many interfaces are up with a carrier, which the kernel sees to a moment later;
+/// it gives them addresses of IPv6 then.
+fn await_carriers(count: usize) {
+    let up = |line: &&str| line.split_whitespace().nth(1) == Some("UP");
+    eventually(|| (ip("-br link").lines().filter(up).count() == count).then_some(()));
 }
 
 #[test]

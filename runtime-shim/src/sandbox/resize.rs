@@ -64,6 +64,10 @@ trait Guest {
     fn stats(&mut self) -> Result<VmStats, SandboxError>;
     /// Lets the guest work for a moment.
     fn wait(&mut self) -> Result<(), SandboxError>;
+    /// The time.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 impl Guest for Machine {
@@ -146,13 +150,14 @@ impl<G: Guest> Memory<'_, G> {
         &mut self,
         figure: impl Fn(&VmStats) -> Option<(u64, bool)>,
     ) -> Result<u32, SandboxError> {
-        let end = Instant::now() + self.limit;
+        let now = self.guest.now();
+        let end = now + self.limit;
         let patience = self.limit / PATIENCE_DIVISOR;
-        let (mut last, mut changed) = (None, Instant::now());
+        let (mut last, mut changed) = (None, now);
         loop {
             let stats = self.guest.stats()?;
             let (bytes, reached) = figure(&stats).ok_or(SandboxError::Garbage(VMM))?;
-            let now = Instant::now();
+            let now = self.guest.now();
             if last.replace(bytes) != Some(bytes) {
                 changed = now;
             }

@@ -1,7 +1,5 @@
 //! Each way in which a sandbox fails to come up: one line, the right code, nothing left.
 
-use std::time::Duration;
-
 use super::rig::{Rig, stderr};
 
 /// Runs a container in `scenario`, which must fail with `code` and one line that begins with
@@ -136,9 +134,7 @@ fn signal_during_the_boot_ends_it() {
     let Some(rig) = Rig::new("silent") else { return };
     let child = rig.command(&["run", "-b", "b", "c"]).spawn().unwrap();
     let record = rig.path("state").join("c/vsock.sock");
-    while !record.exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    super::rig::await_that(|| record.exists());
     super::rig::send(child.id(), rustix::process::Signal::TERM);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));

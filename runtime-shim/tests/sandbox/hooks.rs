@@ -1,7 +1,6 @@
 //! Hooks of a container: their order, what their failure does, and that poststop runs once.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
@@ -16,14 +15,13 @@ fn bundle(rig: &Rig, failing: &str) {
     let log = rig.path("log").display().to_string();
     let field = |name: &str| format!(r#"s/.*"{name}":"\{{0,1\}}\([^",}}]*\).*/\1/p"#);
     let text = format!(
-        "#!/bin/sh\nstate=$(cat)\nget() {{ echo \"$state\" | sed -n \"$1\"; }}\n\
+        "state=$(cat)\nget() {{ echo \"$state\" | sed -n \"$1\"; }}\n\
          echo \"$1 $(get '{}') $(get '{}')\" >> {log}\n\
-         [ \"$1\" != '{failing}' ] || {{ echo no >&2; exit 1; }}\n",
+         [ \"$1\" != '{failing}' ] || {{ echo no >&2; exit 1; }}",
         field("status"),
         field("pid"),
     );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    rig.script("hook", &text);
     rig.bundle_with("h", &["sleep"], |spec| {
         let hook = |moment: &str| {
             json!([{"path": script, "args": ["hook", moment], "env": ["PATH=/usr/bin:/bin"]}])
@@ -136,9 +134,7 @@ fn poststop_hooks_of_a_killed_deletion_are_continued() {
     let Some(rig) = Rig::new("run") else { return };
     bundle(&rig, "");
     let held = rig.path("held");
-    let script = format!("#!/bin/sh\necho x > {}\nexec /bin/sleep 1000\n", held.display());
-    fs::write(rig.path("hold"), script).unwrap();
-    fs::set_permissions(rig.path("hold"), fs::Permissions::from_mode(0o755)).unwrap();
+    rig.script("hold", &format!("echo $$ > {}\nexec /bin/sleep 1000", held.display()));
     let config = rig.path("h/config.json");
     let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
     let list = spec["hooks"]["poststop"].as_array_mut().unwrap();
@@ -150,6 +146,8 @@ fn poststop_hooks_of_a_killed_deletion_are_continued() {
     super::rig::await_file(&held);
     deletion.kill().unwrap();
     deletion.wait().unwrap();
+    // Its hook dies with it, a moment later.
+    super::lifecycle::await_end(fs::read_to_string(&held).unwrap().trim().parse().unwrap());
     assert!(moments(&rig).is_empty());
     rig.succeed(&["delete", "--force", "c"]);
     assert_eq!(moments(&rig), ["poststop"]);
@@ -160,9 +158,7 @@ fn poststop_hooks_of_a_killed_deletion_are_continued() {
 fn signal_during_a_hook_ends_the_creation() {
     let Some(rig) = Rig::new("run") else { return };
     let held = rig.path("held");
-    let script = format!("#!/bin/sh\necho x > {}\nexec /bin/sleep 1000\n", held.display());
-    fs::write(rig.path("hold"), script).unwrap();
-    fs::set_permissions(rig.path("hold"), fs::Permissions::from_mode(0o755)).unwrap();
+    rig.script("hold", &format!("echo $$ > {}\nexec /bin/sleep 1000", held.display()));
     rig.bundle_with("h", &["sleep"], |spec| {
         spec["hooks"] = json!({"createRuntime": [{"path": rig.path("hold")}]});
     });

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -39,9 +39,20 @@ impl Rig {
     fn write_script(&self, name: &str, test: &str) {
         let own = std::env::current_exe().unwrap();
         let own = own.display();
-        let text = format!("#!/bin/sh\nexec '{own}' --ignored --exact {test} --nocapture\n");
-        fs::write(self.path(name), text).unwrap();
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).unwrap();
+        self.script(name, &format!("exec '{own}' --ignored --exact {test} --nocapture"));
+    }
+
+    /// Makes the file `name` a shell script of these lines.
+    ///
+    /// A process of its own writes it: a child that another test forks meanwhile would hold this
+    /// process's descriptor until it has become its program, and what is open for writing cannot
+    /// be run (`ETXTBSY`).
+    pub fn script(&self, name: &str, lines: &str) {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "cat > \"$0\"; chmod 755 \"$0\""]).arg(self.path(name));
+        let shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let written = feed(shell, format!("#!/bin/sh\n{lines}\n").as_bytes());
+        assert!(written.status.success());
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -139,23 +150,32 @@ impl Rig {
 
     /// Live processes that hold this rig's kernel or state open, or run its programs.
     fn processes(&self) -> Vec<String> {
-        let own = self.dir.path().to_str().unwrap().to_owned();
         let arguments = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut found = vec![];
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().into_string().unwrap().parse::<u32>() else { continue };
-            // This process, or a child that another test is about to turn into a program.
-            if arguments(pid) == arguments(std::process::id()) {
-                continue;
-            }
-            let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-            let open = fds.flat_map(|fd| fs::read_link(fd.path()));
-            if open.into_iter().any(|path| path.starts_with(&own)) {
-                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                found.push(format!("{pid} {name}"));
+            while self.is_open_in(pid) {
+                let seen = arguments(pid);
+                // This process, or a child that another test is about to turn into a program.
+                if seen == arguments(std::process::id()) {
+                    break;
+                }
+                // A child that becomes a program has no arguments for a moment, and then only
+                // what is its own: it is looked at once more.
+                if !seen.is_empty() && self.is_open_in(pid) {
+                    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                    found.push(format!("{pid} {name}"));
+                    break;
+                }
             }
         }
         found
+    }
+
+    /// Whether a process has something of the rig open.
+    fn is_open_in(&self, pid: u32) -> bool {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        fds.flat_map(|fd| fs::read_link(fd.path())).any(|path| path.starts_with(self.dir.path()))
     }
 }
 
@@ -180,9 +200,21 @@ pub fn feed(mut child: Child, input: &[u8]) -> Output {
     output
 }
 
+/// Longest wait; what takes longer never comes.
+const LIMIT: Duration = Duration::from_secs(120);
+
 /// Waits until `path` exists and is not empty.
+#[track_caller]
 pub fn await_file(path: &Path) {
-    while fs::metadata(path).map_or(true, |m| m.len() == 0) {
-        std::thread::yield_now();
+    await_that(|| fs::metadata(path).is_ok_and(|m| m.len() > 0));
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub fn await_that(is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < LIMIT, "it has not come about");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }

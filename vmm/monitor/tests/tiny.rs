@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bulkhead_protocol::control::{CONTROL_FD, ExitReason, Reply, Request, VmState};
 use bulkhead_protocol::vm::{FdIndex, RawBlock, RawJail, RawVmConfig};
@@ -55,6 +56,12 @@ fn pvh_elf(code: &[u8]) -> Vec<u8> {
     elf.extend(note);
     elf.extend(code);
     elf
+}
+
+/// A user id for each machine, as the runtime gives it: threads are counted by it.
+fn jail_id() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    0x7000_0000 + std::process::id() * 16 + NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 struct Vmm {
@@ -126,7 +133,7 @@ impl Vmm {
             net_spares: 0,
             balloon: false,
             hotplug_mib: 0,
-            jail: RawJail { id: 0x7000_0000 + std::process::id() },
+            jail: RawJail { id: jail_id() },
         };
         let request = Request::Configure { config: Box::new(config) };
         let mut fds = vec![kvm.as_fd(), kernel.as_fd(), writer.as_fd()];

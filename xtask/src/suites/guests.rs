@@ -18,8 +18,9 @@ use crate::{checkout, process};
 const TIMEOUT_S: u32 = 2700;
 /// The same for the long forms.
 const TIMEOUT_FULL_S: u32 = 6 * 3600;
-/// Boot limit of the agent in an emulated host, which is twenty times slower than a machine.
-const EMULATED_BOOT_LIMIT_S: &str = "60";
+/// Boot limit of the agent in an emulated host, which is twenty times slower than a machine, and
+/// slower still while others use the processor.
+const EMULATED_BOOT_LIMIT_S: &str = "120";
 /// Cycles of the long form of the `kill` suite.
 const KILL_CYCLES_FULL: &str = "1000";
 

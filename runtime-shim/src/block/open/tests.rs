@@ -28,12 +28,14 @@ fn mount(fstype: Option<FileSystem>) -> DiskUse {
     DiskUse::Mount { fstype, options: vec![], target: "/run/bulkhead/mnt/x".into() }
 }
 
+/// Waits for what is let go of: a child that another test forks meanwhile has a copy of every
+/// descriptor until it has become its program.
 fn open_one(disk: &DiskPlan) -> Result<Opened, BlockError> {
-    Opener { disk }.open()
+    Opener { disk, patience: Duration::from_secs(120) }.open()
 }
 
 fn refused(disk: &DiskPlan) -> String {
-    match open_one(disk) {
+    match (Opener { disk, patience: Duration::ZERO }).open() {
         Ok(_) => panic!("it opened"),
         Err(error) => error.to_string(),
     }
@@ -88,7 +90,8 @@ fn fix_of_a_disk_that_does_not_open_is_one_that_helps() {
     let fix = open_one(&empty).err().unwrap().fix();
     assert!(!fix.contains("truncate"), "{fix}");
     let source = io::ErrorKind::ReadOnlyFilesystem.into();
-    let fix = Opener { disk: &empty }.failed(Path::new("/x"), source).fix();
+    let fix =
+        Opener { disk: &empty, patience: Duration::ZERO }.failed(Path::new("/x"), source).fix();
     assert!(fix.contains("read-only"), "{fix}");
 }
 
@@ -104,6 +107,8 @@ fn file_system_is_detected_and_checked() {
     let opened = open_one(&disk(&path, false, mount(None))).unwrap();
     assert_eq!((opened.fstype, opened.read_only), (Some(FileSystem::Ext4), false));
     drop(opened);
+    // Once nobody has it open any more.
+    drop(open_one(&disk(&path, true, mount(None))).unwrap());
     let wrong = refused(&disk(&path, true, mount(Some(FileSystem::Erofs))));
     assert!(wrong.ends_with("holds ext4, not erofs"), "{wrong}");
     File::options().write(true).open(&path).unwrap().set_len(512 << 10).unwrap();

@@ -4,9 +4,12 @@ use bulkhead_protocol::control::{BalloonStats, HotplugStats};
 
 use super::*;
 
-/// A guest of 256 MiB that can grow to 1024.
-#[derive(Default)]
+/// A moment of a guest's time.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// A guest of 256 MiB that can grow to 1024, with a clock of its own.
 struct Model {
+    now: Instant,
     balloon: BalloonStats,
     hotplug: HotplugStats,
     /// MiB plugged that it cannot let go.
@@ -16,6 +19,20 @@ struct Model {
     /// MiB that it can describe.
     plug_max_mib: Option<u64>,
     asked: Vec<String>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            now: Instant::now(),
+            balloon: BalloonStats::default(),
+            hotplug: HotplugStats::default(),
+            stuck_mib: 0,
+            balloon_max_mib: None,
+            plug_max_mib: None,
+            asked: vec![],
+        }
+    }
 }
 
 impl Guest for Model {
@@ -44,6 +61,7 @@ impl Guest for Model {
 
     /// Each moment 32 MiB of each.
     fn wait(&mut self) -> Result<(), SandboxError> {
+        self.now += MOMENT;
         let step = |now: u64, wanted: u64| match now < wanted {
             true => (now + 32 * MIB).min(wanted),
             false => now.saturating_sub(32 * MIB).max(wanted),
@@ -57,13 +75,17 @@ impl Guest for Model {
         self.hotplug.plugged_bytes = step(self.hotplug.plugged_bytes, wanted);
         Ok(())
     }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
 }
 
 fn resize_to(model: &mut Model, mib: u32) -> u32 {
     let size = |mem_mib| Size { mem_mib, vcpus: 1 };
     let capacity = Capacity { start: size(256), most: size(1024) };
     // A guest that does nothing any more is given a fifth of it.
-    let limit = Duration::from_millis(50);
+    let limit = 50 * MOMENT;
     Memory { guest: model, capacity, limit }.resize(mib).unwrap()
 }
 

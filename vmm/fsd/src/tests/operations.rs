@@ -114,8 +114,12 @@ fn open_reads_what_the_host_wrote_and_tells_fresh_files_apart() {
     let mut client = Client::new();
     std::fs::write(client.host("fresh"), "abc").unwrap();
     std::fs::write(client.host("old"), "abc").unwrap();
-    let old = std::fs::File::open(client.host("old")).unwrap();
-    old.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1)).unwrap();
+    let modify = |name: &str, time| {
+        std::fs::File::open(client.host(name)).unwrap().set_modified(time).unwrap();
+    };
+    modify("old", std::time::UNIX_EPOCH + std::time::Duration::from_secs(1));
+    // However long it takes until it is opened.
+    modify("fresh", std::time::SystemTime::now() + std::time::Duration::from_secs(3600));
     let keeps = |client: &mut Client, name: &str| {
         let node = client.walk(name).unwrap();
         let opened = client.open(node, OFlags::RDONLY).unwrap();

@@ -27,7 +27,7 @@ const EVENT_BUFFERS: u64 = BUFFERS + 0x0f_0000;
 /// Packets in flight to the device: each takes two of 64 descriptors.
 const TX_SLOTS: u64 = 32;
 /// How long a test waits before it gives up. Nothing takes that long unless it hangs.
-const GIVE_UP: Duration = Duration::from_secs(60);
+const GIVE_UP: Duration = Duration::from_secs(120);
 
 const RX: usize = 0;
 const TX: usize = 1;
