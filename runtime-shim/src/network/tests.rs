@@ -191,6 +191,12 @@ fn pair() {
     await_carriers(2);
 }
 
+/// Waits until there are so many interfaces, loopback included. A tap goes with its last
+/// descriptor, of which a child that is about to become its program has a copy.
+fn await_links(count: usize) {
+    eventually(|| (ip("-br link").lines().count() == count).then_some(()));
+}
+
 /// Waits until so many interfaces are up with a carrier, which the kernel sees to a moment later;
 /// it gives them addresses of IPv6 then.
 fn await_carriers(count: usize) {
@@ -210,6 +216,7 @@ fn nothing_is_left_at_the_end() {
         assert!(ip("tc filter show dev eth1 ingress").contains("mirred"));
         drop(nets);
         drop(network);
+        await_links(3);
         assert_eq!((ip("tc qdisc"), ip("-br link")), before);
         assert!(!ip("tc filter show dev eth1 ingress").contains("mirred"));
     });
@@ -224,6 +231,7 @@ fn what_a_killed_supervisor_left_is_replaced_or_cleaned_up() {
         let other = ProcessId::of(child.id()).unwrap();
         let mut killed = Network::open(other, 1).unwrap();
         drop(killed.connect().unwrap());
+        await_links(3);
         let taken = network().connect().unwrap_err();
         assert!(
             matches!(&taken, NetworkError::Taken(name, pid) if name == "eth0" && *pid == other.pid)
@@ -232,6 +240,7 @@ fn what_a_killed_supervisor_left_is_replaced_or_cleaned_up() {
         std::mem::forget(killed);
         child.kill().unwrap();
         child.wait().unwrap();
+        await_links(3);
 
         let mut next = network();
         let nets = next.connect().unwrap().nets;
@@ -242,6 +251,7 @@ fn what_a_killed_supervisor_left_is_replaced_or_cleaned_up() {
         assert!(ip("tc filter show dev eth0 ingress").contains("mirred"));
         std::mem::forget(next);
         drop(nets);
+        await_links(3);
         clean_up(&here, ProcessId::own().unwrap()).unwrap();
         assert_eq!(ip("tc qdisc"), before);
     });
@@ -288,12 +298,13 @@ fn changes_are_noticed_and_carried_out() {
         assert_eq!(guest.calls, ["configure eth1", "detach 0", "attach 0", "configure net0 eth1"]);
         assert_eq!(guest.slots.iter().find(|(slot, _)| *slot == 0).unwrap().1.mtu, 4000);
         guest.calls.clear();
+        await_links(5);
 
         ip("link del net0");
         await_notice(&mut network);
         assert!(network.sync(&mut guest).is_empty());
         assert_eq!(guest.calls, ["configure ", "detach 0", "detach 1"]);
-        assert_eq!(ip("-br link").lines().count(), 1);
+        await_links(1);
     });
 }
 
@@ -313,6 +324,7 @@ fn guest_that_refuses_gets_nothing_and_leaves_nothing() {
         let before = (ip("tc qdisc"), ip("-br link"));
         let mut guest = FakeGuest { refuses: true, ..Default::default() };
         assert_eq!(network.sync(&mut guest).len(), 2);
+        await_links(3);
         assert_eq!((ip("tc qdisc"), ip("-br link")), before);
         guest.refuses = false;
         assert!(network.sync(&mut guest).is_empty());
