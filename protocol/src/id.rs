@@ -7,17 +7,17 @@ use thiserror::Error;
 
 use crate::limits::ID_MAX;
 
-/// Why a text is not an id.
+/// Why a text is not an id; the first words are runc's.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum IdError {
     /// Empty text.
-    #[error("container id is empty")]
+    #[error("container id cannot be empty")]
     Empty,
     /// Longer than [`ID_MAX`] bytes.
-    #[error("container id is {0} bytes long (at most {ID_MAX})")]
+    #[error("invalid container ID format: {0} bytes are too long (at most {ID_MAX})")]
     Long(usize),
     /// A byte outside runc's set, or a name that is a path (`.` or `..`).
-    #[error("container id {0:?} is invalid (allowed are letters, digits and _ + - .)")]
+    #[error("invalid container ID format: {0:?} (allowed are letters, digits and _ + - .)")]
     Invalid(String),
 }
 

@@ -11,12 +11,15 @@ use std::path::{Path, PathBuf};
 use bulkhead_protocol::limits::SPEC_MAX;
 use oci_spec::runtime::{Process, Spec};
 use serde::de::DeserializeOwned;
+use serde_ignored::Path as Unknown;
 use thiserror::Error;
 
 use crate::failure::Explain;
 
 /// Name of the configuration inside a bundle.
 pub const CONFIG: &str = "config.json";
+/// Configuration of FreeBSD jails (version 1.3 of the specification).
+const FREEBSD: &str = "freebsd";
 
 /// Why a bundle cannot be read.
 #[derive(Debug, Error)]
@@ -36,6 +39,9 @@ pub enum BundleError {
     /// Larger than [`SPEC_MAX`].
     #[error("{0} is too long (at most {SPEC_MAX} bytes)")]
     Long(PathBuf),
+    /// A field of another operating system that the types of the specification do not have.
+    #[error("{0}: only Linux containers are run")]
+    Platform(&'static str),
     /// Not the JSON that the specification asks for.
     #[error("{0} is malformed")]
     Malformed(PathBuf, #[source] serde_json::Error),
@@ -52,6 +58,7 @@ impl Explain for BundleError {
             Self::Missing(_) => "`bulkhead spec` writes one".into(),
             Self::Kind(_) | Self::Read(..) => String::new(),
             Self::Long(_) => "shorten it".into(),
+            Self::Platform(field) => format!("remove {field} from {CONFIG}"),
             Self::Malformed(..) => "compare it with the output of `bulkhead spec`".into(),
         }
     }
@@ -62,24 +69,59 @@ pub fn resolve(bundle: &Path) -> Result<PathBuf, BundleError> {
     bundle.canonicalize().map_err(|e| BundleError::Directory(bundle.to_owned(), e))
 }
 
+/// A bundle's configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// What of it the specification names.
+    pub spec: Spec,
+    /// Names of the rest, which is ignored, as the specification demands (`config.md`,
+    /// "Extensibility").
+    pub unknown: Vec<String>,
+}
+
 /// The bundle's configuration.
-pub fn read_spec(bundle: &Path) -> Result<Spec, BundleError> {
-    read_json(&bundle.join(CONFIG))
+pub fn read_spec(bundle: &Path) -> Result<Config, BundleError> {
+    let (spec, unknown) = read_json(&bundle.join(CONFIG))?;
+    match unknown.iter().any(|field| field == FREEBSD) {
+        true => Err(BundleError::Platform(FREEBSD)),
+        false => Ok(Config { spec, unknown }),
+    }
 }
 
 /// A `process` object, as `exec --process` takes it.
 pub fn read_process(path: &Path) -> Result<Process, BundleError> {
-    read_json(path)
+    read_json(path).map(|(process, _)| process)
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
+/// The value in a file, and the fields that are no part of it.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<(T, Vec<String>), BundleError> {
     let bytes = read_bounded(path)?;
     // serde takes an array for a structure, too; the specification does not.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         let error = serde::de::Error::custom("an object is wanted");
         return Err(BundleError::Malformed(path.to_owned(), error));
     }
-    serde_json::from_slice(&bytes).map_err(|e| BundleError::Malformed(path.to_owned(), e))
+    let mut unknown = vec![];
+    let mut json = serde_json::Deserializer::from_slice(&bytes);
+    let value = serde_ignored::deserialize(&mut json, |field| unknown.push(name(&field)));
+    let value = value.and_then(|value| json.end().map(|()| value));
+    let value = value.map_err(|e| BundleError::Malformed(path.to_owned(), e))?;
+    Ok((value, unknown))
+}
+
+/// A field as messages have it: `linux.devices[0].x`.
+fn name(field: &Unknown<'_>) -> String {
+    match field {
+        Unknown::Root => String::new(),
+        Unknown::Seq { parent, index } => format!("{}[{index}]", name(parent)),
+        Unknown::Map { parent, key } => match name(parent) {
+            outer if outer.is_empty() => key.clone(),
+            outer => format!("{outer}.{key}"),
+        },
+        Unknown::Some { parent }
+        | Unknown::NewtypeStruct { parent }
+        | Unknown::NewtypeVariant { parent } => name(parent),
+    }
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
@@ -129,6 +171,18 @@ mod tests {
         for content in [&b""[..], b"[]", b"{\"process\": 7}", b"\xff"] {
             assert!(matches!(refused(content), BundleError::Malformed(..)), "{content:?}");
         }
+    }
+
+    #[test]
+    fn fields_that_the_specification_does_not_have_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"x": 1, "root": {"path": "r", "y": {}}, "mounts": [{"destination": "/a",
+            "z": []}], "linux": {"resources": {"memory": {"w": null}}}}"#;
+        std::fs::write(dir.path().join(CONFIG), text).unwrap();
+        let config = read_spec(dir.path()).unwrap();
+        let expected = ["x", "root.y", "mounts[0].z", "linux.resources.memory.w"];
+        assert_eq!(config.unknown, expected);
+        assert!(matches!(refused(b"{} x"), BundleError::Malformed(..)));
     }
 
     #[test]

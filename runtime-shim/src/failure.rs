@@ -18,6 +18,8 @@ pub const EXIT_LOST: u8 = 255;
 /// Exit code of `launch` for failures of its own (Docker's), so that they are not taken for the
 /// workload's.
 pub const EXIT_LAUNCH: u8 = 125;
+/// Exit code of `exec` where the process did not run (runc's).
+pub const EXIT_EXEC: u8 = 255;
 /// Exit code of a program that exists but cannot be run.
 pub const EXIT_CANNOT_RUN: u8 = 126;
 /// Exit code of a program that does not exist.

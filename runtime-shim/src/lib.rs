@@ -10,6 +10,7 @@
 //! [`supervisor::run_detached`].
 
 pub mod agent_client;
+pub mod announce;
 pub mod block;
 pub mod bundle;
 pub mod cgroup;

@@ -10,6 +10,7 @@ use bulkhead_protocol::id::ContainerId;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use crate::announce::Announcement;
 use crate::uplink;
 
 /// One sandbox to create.
@@ -47,8 +48,9 @@ pub struct SandboxOptions {
     pub systemd_cgroup: bool,
     /// What connects a new network namespace with the host's, where no engine does it.
     pub uplink: Option<uplink::Request>,
-    /// Receives the supervisor's pid once the container is created (or started, if it is to be).
-    pub pid_file: Option<PathBuf>,
+    /// Where the supervisor is told once the container is created (or started, if it is to be).
+    #[serde(default)]
+    pub announcement: Announcement,
     /// Show the guest's console when the sandbox fails, and let the guest kernel talk.
     pub debug: bool,
 }

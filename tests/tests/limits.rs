@@ -198,7 +198,7 @@ fn paused_container_takes_no_process_until_it_is_resumed() {
     container.command(&["start"], &[]).expect(0);
 
     container.command(&["pause"], &[]).expect(0);
-    let refused = container.exec(&["true"]).expect(1);
+    let refused = container.exec(&["true"]).expect(255);
     assert!(refused.stderr.contains("cannot exec in a paused container"), "{}", refused.stderr);
     let refused = container.command(&["pause"], &[]).expect(1);
     assert!(refused.stderr.contains("container not running"), "{}", refused.stderr);

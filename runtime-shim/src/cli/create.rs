@@ -6,8 +6,9 @@ use bulkhead_protocol::id::ContainerId;
 use clap::Args;
 
 use super::Global;
-use crate::bundle;
-use crate::failure::Failure;
+use crate::announce::Announcement;
+use crate::bundle::{self, Config};
+use crate::failure::{Failure, printable};
 use crate::request::{ConsoleMode, RootSource, SandboxOptions, SandboxRequest};
 use crate::supervisor::{run_detached, run_foreground};
 
@@ -32,7 +33,7 @@ pub(super) struct BundleArgs {
     /// Refused above 0: no descriptor of the host reaches the guest.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub preserve_fds: u32,
-    /// Refused: a process of the guest has no pidfd on the host.
+    /// UNIX socket that receives a pidfd of the container's supervisor.
     #[arg(long, value_name = "SOCKET")]
     pub pidfd_socket: Option<PathBuf>,
     /// Name of the container.
@@ -81,9 +82,17 @@ fn request(
     start: bool,
     keep: bool,
 ) -> Result<SandboxRequest, Failure> {
-    refuse_descriptors(args.preserve_fds, args.pidfd_socket.is_some())?;
+    refuse_descriptors(args.preserve_fds)?;
+    refuse_activation(|name| std::env::var(name).ok())?;
+    global.check_rootless()?;
     let bundle = bundle::resolve(&args.bundle)?;
-    let spec = bundle::read_spec(&bundle)?;
+    let Config { spec, unknown } = bundle::read_spec(&bundle)?;
+    if global.debug {
+        for field in unknown {
+            let field = printable(&field);
+            eprintln!("bulkhead: {field} is ignored: the specification has no such field");
+        }
+    }
     let options = SandboxOptions {
         id: args.id,
         state_root: global.state_root()?,
@@ -97,7 +106,7 @@ fn request(
         keep,
         scratch: None,
         uplink: None,
-        pid_file: args.pid_file,
+        announcement: Announcement { pid_file: args.pid_file, pidfd_socket: args.pidfd_socket },
         systemd_cgroup: global.systemd_cgroup,
         debug: global.debug,
     };
@@ -105,15 +114,23 @@ fn request(
 }
 
 /// Descriptors of the host mean nothing in a virtual machine.
-pub(super) fn refuse_descriptors(preserve: u32, pidfd_socket: bool) -> Result<(), Failure> {
-    let refused = |cause: &str, fix| Err(Failure::new("reading the command line", cause, fix));
+pub(super) fn refuse_descriptors(preserve: u32) -> Result<(), Failure> {
     if preserve > 0 {
         let cause = "--preserve-fds: descriptors of the host cannot be given to a microVM";
-        return refused(cause, "leave it out, or give 0");
+        let fix = "leave it out, or give 0";
+        return Err(Failure::new("reading the command line", cause, fix));
     }
-    if pidfd_socket {
-        let cause = "--pidfd-socket: a process of a microVM has no pidfd on the host";
-        return refused(cause, "leave it out");
+    Ok(())
+}
+
+/// Sockets that systemd has opened for this process (sd_listen_fds(3)), which runc passes on.
+pub(super) fn refuse_activation(variable: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
+    let number = |name| variable(name).and_then(|text| text.parse::<u32>().ok());
+    let ours = number("LISTEN_PID") == Some(std::process::id());
+    if ours && number("LISTEN_FDS").is_some_and(|count| count > 0) {
+        let cause = "LISTEN_FDS: descriptors of the host cannot be given to a microVM";
+        let fix = "run it without socket activation";
+        return Err(Failure::new("reading the environment", cause, fix));
     }
     Ok(())
 }

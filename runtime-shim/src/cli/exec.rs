@@ -7,10 +7,12 @@ use clap::Args;
 
 use super::Global;
 use super::create::refuse_descriptors;
+use crate::announce::Announcement;
 use crate::bundle;
 use crate::exec::{ExecOptions, ProcessChanges, UserChange, exec_attached, exec_detached};
-use crate::failure::Failure;
+use crate::failure::{EXIT_EXEC, Failure};
 use crate::request::ConsoleMode;
+use crate::state::Status;
 
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
@@ -57,10 +59,13 @@ pub(super) struct ExecArgs {
     /// Refused above 0: no descriptor of the host reaches the guest.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub preserve_fds: u32,
-    /// Refused: a process of the guest has no pidfd on the host.
+    /// UNIX socket that receives a pidfd of the process of the host that ends with this one.
     #[arg(long, value_name = "SOCKET")]
     pub pidfd_socket: Option<PathBuf>,
-    /// Accepted as runc's and refused for a paused container: a process cannot join it.
+    /// Refused unless it names the container's own cgroup, /: a process is not put into another.
+    #[arg(long, value_name = "CGROUP")]
+    pub cgroup: Vec<String>,
+    /// Refused for a paused container: a process cannot join it.
     #[arg(long)]
     pub ignore_paused: bool,
     /// Name of the container.
@@ -70,9 +75,20 @@ pub(super) struct ExecArgs {
     pub command: Vec<String>,
 }
 
+/// As with runc, a process that does not run is told by one exit code.
 pub(super) fn run(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
-    refuse_descriptors(args.preserve_fds, args.pidfd_socket.is_some())?;
+    exec(global, args).map_err(|failure| failure.with_code(EXIT_EXEC))
+}
+
+fn exec(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
+    refuse_descriptors(args.preserve_fds)?;
+    refuse_cgroup(&args.cgroup)?;
     let view = global.store().view(&args.id)?;
+    if args.ignore_paused && view.status() == Status::Paused {
+        let cause = "--ignore-paused: a process cannot join a microVM that is frozen";
+        let fix = "`bulkhead resume` lets it run";
+        return Err(Failure::new("looking up the container", cause, fix));
+    }
     let process = match &args.process {
         Some(path) => bundle::read_process(path)?,
         None => changes(&args).apply(view.process()?)?,
@@ -86,11 +102,23 @@ pub(super) fn run(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
             Some(path) => ConsoleMode::Socket(path),
             None => ConsoleMode::Inherit,
         },
-        pid_file: args.pid_file,
+        announcement: Announcement { pid_file: args.pid_file, pidfd_socket: args.pidfd_socket },
     };
     match detach {
         true => exec_detached(options).map(|_| 0),
         false => exec_attached(options),
+    }
+}
+
+/// A cgroup is named as PATH or, for cgroup v1, as CONTROLLERS:PATH.
+fn refuse_cgroup(cgroups: &[String]) -> Result<(), Failure> {
+    let path = |cgroup: &String| cgroup.rsplit(':').next().unwrap_or_default().to_owned();
+    match cgroups.iter().find(|cgroup| !matches!(path(cgroup).as_str(), "" | "/")) {
+        Some(cgroup) => {
+            let cause = format!("--cgroup {cgroup}: a process runs in its container's own cgroup");
+            Err(Failure::new("reading the command line", cause, "leave it out, or give /"))
+        }
+        None => Ok(()),
     }
 }
 

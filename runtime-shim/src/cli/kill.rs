@@ -23,11 +23,11 @@ pub(super) struct KillArgs {
 }
 
 pub(super) fn run(global: &Global, args: KillArgs) -> Result<u8, Failure> {
+    let view = global.store().view(&args.id)?;
     let signal = signal::parse(&args.signal).ok_or_else(|| {
         let cause = format!("unknown signal {:?}", args.signal);
         Failure::new("sending the signal", cause, "give a number from 1 to 64, or a name")
     })?;
-    let view = global.store().view(&args.id)?;
     if view.status() == Status::Stopped {
         // As runc: nothing is left that --all could miss.
         return if args.all { Ok(0) } else { Err(not_running()) };

@@ -2,6 +2,8 @@
 //!
 //! Parsing only; each command's own module turns its arguments into calls of the library.
 
+mod checkpoint;
+mod completion;
 mod create;
 mod delete;
 mod events;
@@ -27,11 +29,13 @@ use std::path::PathBuf;
 
 use bulkhead_protocol::id::ContainerId;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::exec::EXEC_PROCESS;
 use crate::failure::Failure;
 use crate::logging::{Log, LogFormat};
 use crate::state::Store;
+use crate::supervisor::SUPERVISE;
 
 /// Where containers' state is kept unless `--root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/run/bulkhead";
@@ -43,7 +47,8 @@ pub const DEFAULT_ROOT: &str = "/run/bulkhead";
     about = "Runs OCI containers, each in its own microVM",
     disable_version_flag = true,
     arg_required_else_help = true,
-    infer_long_args = false
+    infer_long_args = false,
+    args_override_self = true
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -73,10 +78,10 @@ pub struct Global {
     /// Refused: scopes of systemd are not made by this version.
     #[arg(long)]
     systemd_cgroup: bool,
-    /// Accepted as runc's and ignored: microVMs are run by root.
-    #[arg(long, value_name = "BOOL")]
-    rootless: Option<String>,
-    /// Accepted as runc's and ignored.
+    /// auto or false; true is refused, since microVMs are run by root and obey cgroups.
+    #[arg(long, default_value = "auto", value_name = "BOOL")]
+    rootless: String,
+    /// Obsolete, as with runc: nothing uses CRIU.
     #[arg(long, value_name = "PATH", hide = true)]
     criu: Option<PathBuf>,
 }
@@ -96,6 +101,34 @@ impl Global {
             let cause = format!("--root {}: {e}", self.root.display());
             Failure::new("reading the command line", cause, "give an absolute path")
         })
+    }
+
+    /// Refuses a state directory that would be the whole machine; the words are runc's.
+    fn check_root(&self) -> Result<(), Failure> {
+        let root = self.state_root()?;
+        // `.` and `..` lead to it, too; a directory that does not exist yet does not.
+        let root = root.canonicalize().unwrap_or(root);
+        if root.parent().is_some() {
+            return Ok(());
+        }
+        let cause = "Option --root argument should not be set to /";
+        Err(Failure::new("reading the command line", cause, "give a directory below /run"))
+    }
+
+    /// Where a container is made, `--rootless` is read as runc reads it.
+    fn check_rootless(&self) -> Result<(), Failure> {
+        let given = self.rootless.to_ascii_lowercase();
+        let rootless = match given.as_str() {
+            "" | "auto" => Ok(false),
+            text => go_boolean(text),
+        };
+        let cause = match rootless {
+            Ok(false) => return Ok(()),
+            Ok(true) => "microVMs are run by root, whose cgroups are not optional".to_owned(),
+            Err(reason) => reason,
+        };
+        let cause = format!("--rootless={}: {cause}", self.rootless);
+        Err(Failure::new("reading the command line", cause, "leave it out, or give auto or false"))
     }
 
     /// Whether `--debug` was given.
@@ -132,6 +165,10 @@ enum Command {
     Resume(pause::PauseArgs),
     /// Change the limits of a container.
     Update(update::UpdateArgs),
+    /// Not supported yet: write a container to an image.
+    Checkpoint(checkpoint::CheckpointArgs),
+    /// Not supported yet: create a container from an image that `checkpoint` wrote.
+    Restore(checkpoint::RestoreArgs),
     /// Print figures and OOM events of a container.
     Events(events::EventsArgs),
     /// Print what sandboxes use of the host.
@@ -142,15 +179,40 @@ enum Command {
     Features,
     /// Tell whether this machine can run microVMs.
     Doctor,
+    /// Print the completion of a shell, to be sourced by it.
+    Completion(completion::CompletionArgs),
+    /// Write the manual pages.
+    Man(completion::ManArgs),
+}
+
+/// The processes that bulkhead starts of itself: no part of its command line.
+#[derive(Debug, Parser)]
+enum Internal {
     /// A detached container's supervisor.
-    #[command(hide = true)]
     Supervise(InternalArgs),
     /// A detached exec's process.
-    #[command(hide = true)]
     ExecProcess(InternalArgs),
 }
 
-/// Arguments of the processes that bulkhead starts of itself.
+impl Internal {
+    /// None for the command line of somebody else.
+    fn of(arguments: &[OsString]) -> Option<Self> {
+        let name = arguments.get(1)?;
+        let internal = [SUPERVISE, EXEC_PROCESS].iter().any(|own| name == own);
+        internal.then(|| Self::try_parse_from(arguments).ok())?
+    }
+
+    /// Its exit code. It has told its parent of a failure; its standard error is the workload's.
+    fn run(self) -> u8 {
+        let result = match self {
+            Self::Supervise(args) => crate::supervisor::serve_detached(args.channel),
+            Self::ExecProcess(args) => crate::exec::serve_detached(args.channel),
+        };
+        result.unwrap_or_else(|failure| failure.code)
+    }
+}
+
+/// Arguments of an internal process.
 #[derive(Debug, Args)]
 struct InternalArgs {
     /// The container, for `ps`.
@@ -162,29 +224,71 @@ struct InternalArgs {
 /// Runs `bulkhead` with `arguments`, and gives its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let cli = match Cli::try_parse_from(&arguments) {
+    if let Some(internal) = Internal::of(&arguments) {
+        return internal.run();
+    }
+    let cli = match Cli::parse_as_runc(&arguments) {
         Ok(cli) => cli,
         Err(error) => return tell_usage(&error, &arguments),
     };
     let log = cli.global.log();
-    let reported = matches!(cli.command, Some(Command::Supervise(_) | Command::ExecProcess(_)));
     match dispatch(cli) {
         Ok(code) => code,
         Err(failure) => {
-            // A detached process has told its parent; its standard error is the workload's.
-            if !reported {
-                log.failure(&failure);
-            }
+            log.failure(&failure);
             failure.code
         }
     }
 }
 
+/// The definition of the whole command line.
+pub fn command() -> clap::Command {
+    go_flags(Cli::command())
+}
+
+impl Cli {
+    fn parse_as_runc<T>(arguments: impl IntoIterator<Item = T>) -> Result<Self, clap::Error>
+    where
+        T: Into<OsString> + Clone,
+    {
+        let mut matches = command().try_get_matches_from(arguments)?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
+}
+
+/// Flags without a value take one behind `=`, too, as those of a Go program do.
+fn go_flags(command: clap::Command) -> clap::Command {
+    let of_argument = |argument: Arg| match argument.get_action() {
+        ArgAction::SetTrue => argument
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .default_value("false")
+            .hide_default_value(true)
+            .value_name("BOOL")
+            .value_parser(go_boolean),
+        _ => argument,
+    };
+    command.mut_args(of_argument).mut_subcommands(go_flags)
+}
+
+/// A truth value in the spellings of Go's strconv.ParseBool.
+fn go_boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("true or false is wanted".to_owned()),
+    }
+}
+
 /// Exit code for arguments that cannot be parsed: that of the command they were for.
-fn usage_code(arguments: &[OsString]) -> u8 {
-    let command = Cli::command().ignore_errors(true).try_get_matches_from(arguments);
+fn usage_code(error: &clap::Error, arguments: &[OsString]) -> u8 {
+    let command = command().ignore_errors(true).try_get_matches_from(arguments);
     match command.as_ref().ok().and_then(|matches| matches.subcommand_name()) {
         Some("launch") => crate::failure::EXIT_LAUNCH,
+        // runc reads the values of exec when it has begun.
+        Some("exec") if error.kind() == ErrorKind::ValueValidation => crate::failure::EXIT_EXEC,
         _ => crate::failure::EXIT_FAILURE,
     }
 }
@@ -193,10 +297,10 @@ fn usage_code(arguments: &[OsString]) -> u8 {
 fn tell_usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
-        return if error.use_stderr() { usage_code(arguments) } else { 0 };
+        return if error.use_stderr() { usage_code(error, arguments) } else { 0 };
     }
     Log::default().failure(&usage_failure(error));
-    usage_code(arguments)
+    usage_code(error, arguments)
 }
 
 /// The first paragraph of what clap says; the rest is hints and usage.
@@ -212,6 +316,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     if cli.version {
         return version::run();
     }
+    global.check_root()?;
     match cli.command {
         None => version::run(),
         Some(Command::Create(args)) => create::create(global, args),
@@ -232,8 +337,10 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Some(Command::Spec(args)) => spec::run(args),
         Some(Command::Features) => features::run(),
         Some(Command::Doctor) => crate::doctor::run(),
-        Some(Command::Supervise(args)) => crate::supervisor::serve_detached(args.channel),
-        Some(Command::ExecProcess(args)) => crate::exec::serve_detached(args.channel),
+        Some(Command::Checkpoint(args)) => checkpoint::checkpoint(global, args),
+        Some(Command::Restore(_)) => checkpoint::restore(),
+        Some(Command::Completion(args)) => completion::completion(args),
+        Some(Command::Man(args)) => completion::man(args),
     }
 }
 

@@ -11,11 +11,12 @@ use bulkhead_protocol::id::ContainerId;
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
+use crate::announce::{Announcement, EXEC};
 use crate::failure::Failure;
 use crate::plan::plan_process;
 use crate::request::ConsoleMode;
 use crate::state::{Status, Store, View};
-use crate::supervisor::{check_terminal, serve, start, write_pid_file};
+use crate::supervisor::{check_terminal, serve, start};
 
 pub use process::{ProcessChanges, UserChange};
 
@@ -33,8 +34,8 @@ pub struct ExecOptions {
     pub process: Process,
     /// Where the terminal is, if the process has one.
     pub console: ConsoleMode,
-    /// Receives the pid of the process of the host.
-    pub pid_file: Option<PathBuf>,
+    /// Where the process of the host is told.
+    pub announcement: Announcement,
 }
 
 impl ExecOptions {
@@ -44,18 +45,15 @@ impl ExecOptions {
         Ok(Self { process, ..self })
     }
 
-    fn write_pid(&self, pid: u32) -> Result<(), Failure> {
-        match &self.pid_file {
-            Some(path) => write_pid_file(path, pid),
-            None => Ok(()),
-        }
+    fn announce(&self, pid: u32) -> Result<(), Failure> {
+        self.announcement.make(pid, EXEC)
     }
 }
 
 /// Runs a process and gives its exit code.
 pub fn exec_attached(options: ExecOptions) -> Result<u8, Failure> {
     let options = options.plan(false)?;
-    session::run(&options, &|pid| options.write_pid(pid))
+    session::run(&options, &|pid| options.announce(pid))
 }
 
 /// Runs a process and returns as soon as it runs, with the pid of a process of the host that
@@ -68,7 +66,7 @@ pub fn exec_detached(options: ExecOptions) -> Result<u32, Failure> {
 /// The process that [`exec_detached`] starts.
 pub fn serve_detached(channel: i32) -> Result<u8, Failure> {
     serve(channel, |options: ExecOptions, _, report| {
-        session::run(&options, &|pid| options.write_pid(pid).and_then(|()| report(pid)))
+        session::run(&options, &|pid| options.announce(pid).and_then(|()| report(pid)))
     })
 }
 

@@ -158,7 +158,7 @@ fn prepare_and_run(request: LaunchRequest) -> Result<u8, Failure> {
             keep: !request.remove,
             scratch: Some(claim.path().to_owned()),
             uplink,
-            pid_file: None,
+            announcement: Default::default(),
             systemd_cgroup: request.systemd_cgroup,
             debug: request.debug,
         },

@@ -12,6 +12,10 @@
 mod annotations;
 mod devices;
 mod disks;
+#[cfg(test)]
+mod document;
+#[cfg(test)]
+mod fields;
 mod hooks;
 mod mounts;
 mod namespaces;
@@ -25,7 +29,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::guest::{ROOT_SHARE, SHARE_DIR};
 use bulkhead_protocol::id::ContainerId;
-use oci_spec::runtime::{Linux, LinuxResources, Spec};
+use oci_spec::runtime::{Linux, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Spec};
 use thiserror::Error;
 
 use crate::failure::Explain;
@@ -284,6 +288,14 @@ fn refuse_platforms(spec: &Spec) -> Result<(), PlanError> {
     refused(spec.solaris().is_some(), "solaris")?;
     refused(spec.windows().is_some(), "windows")?;
     refused(spec.zos().is_some(), "zos")?;
+    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    for (there, field) in
+        [(mapped(spec.uid_mappings()), "uidMappings"), (mapped(spec.gid_mappings()), "gidMappings")]
+    {
+        if there {
+            return Err(PlanError::refused(field, "mappings belong to linux or to a mount"));
+        }
+    }
     match spec.vm() {
         Some(_) => {
             Err(PlanError::refused("vm", "the bundle does not choose the kernel or hypervisor"))
@@ -369,18 +381,37 @@ fn refuse_linux(linux: &Linux) -> Result<(), PlanError> {
         "linux.timeOffsets",
         "the guest kernel has no time namespaces",
     )?;
-    let listener = linux.seccomp().as_ref().and_then(|s| s.listener_path().as_ref());
+    let flags = linux.personality().as_ref().and_then(|p| p.flags().as_ref());
     refused(
-        listener.is_some(),
-        "linux.seccomp.listenerPath",
-        "a descriptor of the guest cannot be sent to the host",
+        flags.is_some_and(|list| !list.is_empty()),
+        "linux.personality.flags",
+        "no flag is defined by the specification",
     )?;
-    let metadata = linux.seccomp().as_ref().and_then(|s| s.listener_metadata().as_ref());
-    refused(
-        metadata.is_some_and(|text| !text.is_empty()),
-        "linux.seccomp.listenerMetadata",
-        "no listener is told",
-    )
+    linux.seccomp().as_ref().map_or(Ok(()), refuse_listener)
+}
+
+/// A listener is a process of the host, which gets a descriptor of the container's kernel.
+fn refuse_listener(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
+    let reason = "a descriptor of the guest cannot be sent to the host";
+    if seccomp.listener_path().is_some() {
+        return Err(PlanError::refused("linux.seccomp.listenerPath", reason));
+    }
+    if seccomp.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) {
+        return Err(PlanError::refused("linux.seccomp.listenerMetadata", "no listener is told"));
+    }
+    let notify = |action| action == LinuxSeccompAction::ScmpActNotify;
+    if notify(seccomp.default_action()) {
+        let field = "linux.seccomp.defaultAction (SCMP_ACT_NOTIFY)";
+        return Err(PlanError::refused(field, reason));
+    }
+    let mut rules = seccomp.syscalls().iter().flatten();
+    match rules.position(|rule| notify(rule.action())) {
+        Some(i) => {
+            let field = format!("linux.seccomp.syscalls[{i}].action (SCMP_ACT_NOTIFY)");
+            Err(PlanError::refused(field, reason))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Where the guest sees the share `name`.

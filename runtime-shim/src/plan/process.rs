@@ -20,6 +20,10 @@ pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
     }
     check_environment("process.env", process.env().as_deref().unwrap_or_default())?;
     check_cwd(process.cwd())?;
+    if let Some(umask) = process.user().umask().filter(|umask| *umask > 0o777) {
+        let reason = "permission bits up to 511 (0777) are wanted";
+        return Err(PlanError::invalid("process.user.umask", umask, reason));
+    }
     if process.command_line().is_some() {
         return Err(PlanError::refused("process.commandLine", "a field of Windows"));
     }

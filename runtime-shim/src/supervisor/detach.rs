@@ -17,7 +17,8 @@ use rustix::io::FdFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{check_console, lifecycle, write_pid_file};
+use super::{check_console, lifecycle};
+use crate::announce;
 use crate::failure::Failure;
 use crate::fd_message;
 use crate::request::{RootSource, SandboxRequest};
@@ -44,9 +45,7 @@ pub fn run_detached(request: SandboxRequest) -> Result<u32, Failure> {
     };
     let options = &request.options;
     let pid = start(&[SUPERVISE, options.id.as_str()], options, root)?;
-    if let Some(path) = &options.pid_file
-        && let Err(failure) = write_pid_file(path, pid)
-    {
+    if let Err(failure) = options.announcement.make(pid, announce::CONTAINER) {
         // Nobody would know whom to wait for.
         delete(&Store::new(&options.state_root), &options.id, true)?;
         return Err(failure);

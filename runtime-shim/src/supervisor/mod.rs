@@ -16,8 +16,7 @@ mod terminal;
 mod update;
 mod workload;
 
-use std::path::Path;
-
+use crate::announce;
 use crate::failure::Failure;
 use crate::request::{ConsoleMode, SandboxRequest};
 
@@ -28,29 +27,8 @@ pub use workload::start_failure;
 /// Runs one container in the foreground and gives its exit code.
 pub fn run_foreground(request: SandboxRequest) -> Result<u8, Failure> {
     check_console(&request, false)?;
-    let pid_file = request.options.pid_file.clone();
-    lifecycle::supervise(request, |pid| match &pid_file {
-        Some(path) => write_pid_file(path, pid),
-        None => Ok(()),
-    })
-}
-
-/// Writes `pid` so that a reader finds all of it or no file.
-pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), Failure> {
-    let write = || {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let unfinished = path.with_file_name(name);
-        let written = std::fs::write(&unfinished, pid.to_string());
-        written.and_then(|()| std::fs::rename(&unfinished, path)).inspect_err(|_| {
-            // The first error is the one to tell.
-            let _ = std::fs::remove_file(&unfinished);
-        })
-    };
-    write().map_err(|e| {
-        let cause = format!("{}: {e}", path.display());
-        Failure::new("writing the pid file", cause, "give a writable path with --pid-file")
-    })
+    let announcement = request.options.announcement.clone();
+    lifecycle::supervise(request, |pid| announcement.make(pid, announce::CONTAINER))
 }
 
 /// Terminal and console socket must fit; the words are runc's.
@@ -98,20 +76,5 @@ mod tests {
             let checked = check_terminal(terminal, detached, &console);
             assert_eq!(checked.is_ok(), fits, "{terminal} {detached} {console:?}");
         }
-    }
-
-    #[test]
-    fn pid_file_is_written_whole_and_leaves_nothing_beside() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pid");
-        write_pid_file(&path, 42).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "42");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        let failed = write_pid_file(&dir.path().join("a/b"), 42).unwrap_err();
-        assert!(failed.to_string().starts_with("writing the pid file: "));
-        let taken = dir.path().join("directory");
-        std::fs::create_dir(&taken).unwrap();
-        write_pid_file(&taken, 42).unwrap_err();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
+use bulkhead_runtime::fd_message;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -104,7 +107,7 @@ fn exec_passes_output_input_and_exit_code() {
     assert_eq!(rig.succeed(&["exec", "c", "echo", "hi"]), "hi\n");
     assert_eq!(rig.run(&["exec", "c", "exit", "9"]).status.code(), Some(9));
     let absent = rig.run(&["exec", "c", "absent"]);
-    assert_eq!(absent.status.code(), Some(127));
+    assert_eq!(absent.status.code(), Some(255));
     let cat = rig.command(&["exec", "c", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
     assert_eq!(feed(cat, b"through").stdout, b"through");
     rig.succeed(&["delete", "--force", "c"]);
@@ -158,12 +161,43 @@ fn exec_whose_pid_file_cannot_be_written_leaves_no_process() {
         let out = fs::File::create(rig.path("exec-out")).unwrap();
         let err = fs::File::create(rig.path("exec-err")).unwrap();
         let status = rig.command(&args).stdout(out).stderr(err).status().unwrap();
-        assert_eq!(status.code(), Some(1));
+        assert_eq!(status.code(), Some(255));
         let shown = fs::read_to_string(rig.path("exec-err")).unwrap();
         assert!(shown.starts_with("bulkhead: writing the pid file: a/b: "), "{shown}");
         assert_eq!(rig.succeed(&["ps", "--format", "json", "c"]), "[1]\n");
     }
     rig.succeed(&["delete", "--force", "c"]);
+    rig.assert_clean();
+}
+
+#[test]
+fn pidfd_of_the_process_of_the_pid_file_is_sent() {
+    let Some(rig) = Rig::new("run") else { return };
+    let listener = UnixListener::bind(rig.path("pidfd")).unwrap();
+    let received = |word: &str, pid: u32| {
+        let (client, _) = listener.accept().unwrap();
+        let mut buffer = [0; 16];
+        let (length, fds) = fd_message::receive(&client, &mut buffer).unwrap();
+        assert_eq!((&buffer[..length], fds.len()), (word.as_bytes(), 1));
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fds[0].as_raw_fd())).unwrap();
+        assert!(info.contains(&format!("Pid:\t{pid}\n")), "{pid}: {info}");
+    };
+    let quiet = |args: &[&str]| {
+        let mut command = rig.command(args);
+        assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    };
+    quiet(&["create", "-b", "b", "--pid-file", "pid", "--pidfd-socket", "pidfd", "c"]);
+    received("standard", rig.supervisor());
+    rig.succeed(&["start", "c"]);
+    let exec = ["exec", "-d", "--pid-file", "exec-pid", "--pidfd-socket", "pidfd", "c", "sleep"];
+    quiet(&exec);
+    let pid = fs::read_to_string(rig.path("exec-pid")).unwrap();
+    received("setns", pid.parse().unwrap());
+    rig.succeed(&["delete", "--force", "c"]);
+    drop(listener);
+    fs::remove_file(rig.path("pidfd")).unwrap();
+    let failed = rig.run(&["create", "-b", "b", "--pidfd-socket", "pidfd", "c"]);
+    assert!(stderr(&failed).contains("sending the pidfd: --pidfd-socket pidfd: "));
     rig.assert_clean();
 }
 
