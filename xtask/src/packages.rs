@@ -3,12 +3,16 @@
 //! Each is named once, with the reason. Nothing else installs software.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::process;
 use crate::progress::Progress;
+use crate::{checkout, process};
+
+/// Seconds to wait for another user of apt: unattended upgrades, an installation by hand.
+const WAIT_S: u32 = 900;
 
 /// A group of packages that one command needs.
 pub struct Group {
@@ -74,6 +78,11 @@ pub const DEMO: Group =
 /// Install what is missing of `groups`.
 pub fn ensure(groups: &[&Group]) -> Result<()> {
     let wanted: Vec<&str> = groups.iter().flat_map(|group| group.packages).copied().collect();
+    if missing_of(&wanted)?.is_empty() {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    // Another process may have installed them meanwhile.
     let missing = missing_of(&wanted)?;
     if missing.is_empty() {
         return Ok(());
@@ -97,7 +106,8 @@ pub fn unpack(package: &str, into: &std::path::Path) -> Result<()> {
     let scratch = into.with_extension("deb.d");
     std::fs::create_dir_all(&scratch)
         .with_context(|| format!("cannot make {}", scratch.display()))?;
-    let outcome = download(package, &scratch).and_then(|()| extract(&scratch, into));
+    let outcome =
+        lock().and_then(|_lock| download(package, &scratch)).and_then(|()| extract(&scratch, into));
     std::fs::remove_dir_all(&scratch)
         .with_context(|| format!("cannot remove {}", scratch.display()))?;
     outcome.with_context(|| format!("cannot fetch the Debian package {package}"))
@@ -140,8 +150,15 @@ fn install(names: &[String]) -> Result<()> {
         .map(drop)
 }
 
+/// Lets one process of this program at a time use apt, which refuses a second one.
+fn lock() -> Result<File> {
+    checkout::lock(&checkout::cache("packages")?)
+}
+
+/// `apt-get` that waits for others who use it.
 fn apt() -> Command {
     let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "Dpkg::Use-Pty=0"]);
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(["-q", "-o", "Dpkg::Use-Pty=0", "-o", &format!("DPkg::Lock::Timeout={WAIT_S}")]);
     command
 }

@@ -19,6 +19,7 @@ use std::{env, fs, io};
 
 use anyhow::{Context, Result};
 
+use self::image::Image;
 use self::job::Job;
 use self::kvm::Place;
 use self::session::{Ended, Limits};
@@ -51,9 +52,18 @@ pub fn host(request: &Request) -> Result<u8> {
     }
 }
 
-fn emulated(request: &Request) -> Result<u8> {
+/// Install and fetch what an emulated host needs.
+pub fn prepare() -> Result<()> {
+    image().map(drop)
+}
+
+fn image() -> Result<Image> {
     packages::ensure(&[&packages::HOST])?;
-    let image = image::ensure()?;
+    image::ensure()
+}
+
+fn emulated(request: &Request) -> Result<u8> {
+    let image = image()?;
     place_program()?;
     let mut signals = Signals::watch()?;
     let job = job(request)?;

@@ -37,7 +37,11 @@ pub fn run(suites: &[Suite], full: bool) -> Result<Count> {
     // Each emulated host keeps one processor busy; this machine's own KVM needs no second host.
     let hosts = match place {
         Place::Native => 1,
-        Place::Emulated(_) => std::thread::available_parallelism().map_or(1, usize::from),
+        Place::Emulated(_) => {
+            // Here, where it is seen, and once.
+            crate::host::prepare()?;
+            std::thread::available_parallelism().map_or(1, usize::from)
+        }
     };
     let mut groups: Vec<Group> = Vec::new();
     let mut ordered = suites.to_vec();
