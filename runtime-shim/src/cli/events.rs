@@ -22,6 +22,9 @@ use crate::vsock::until;
 const PHASE: &str = "reading the container's figures";
 /// Under this name the figures have what only the host knows.
 const OWN_FIELD: &str = "bulkhead";
+/// Time between two lines of OOM kills at least: the count is the guest's, which may lie without
+/// end.
+const OOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Arguments of `events`.
 #[derive(Debug, Args)]
@@ -87,6 +90,7 @@ fn follow(
                     }
                     seen = kills;
                     print_event(id, "oom", None)?;
+                    std::thread::sleep(OOM_PAUSE);
                     oom = agent.wait_oom(id, seen)?;
                 }
                 // With its guest.
