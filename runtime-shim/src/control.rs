@@ -48,6 +48,11 @@ pub enum ControlRequest {
         /// Those that change.
         resources: Box<LinuxResources>,
     },
+    /// The file of a disk has another size now.
+    ResizeDisk {
+        /// Serial number of the disk.
+        name: String,
+    },
     /// Tell what the sandbox uses.
     Stats,
 }

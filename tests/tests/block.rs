@@ -11,7 +11,7 @@ use bulkhead_protocol::vm::{RawRateLimit, RawTokenBucket};
 use bulkhead_tests::bundle::busybox_root;
 use bulkhead_tests::vmm::Machine;
 use bulkhead_tests::{
-    Bundle, Image, LIMIT, Leftovers, Outcome, bulkhead, run, run_until_done, unique_id,
+    Bundle, Created, Image, LIMIT, Leftovers, Outcome, bulkhead, run, run_until_done, unique_id,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -329,6 +329,30 @@ fn new_size_is_seen_by_a_running_guest() {
     vmm.console.wait_for("wrote 0").expect("the guest writes beyond the old end");
     assert!(vmm.console.seen().contains("size 32768"), "{}", vmm.console.seen());
     assert_eq!(vmm.finish().expect("the guest ends"), ExitReason::PowerOff);
+}
+
+#[test]
+fn disk_that_has_grown_is_told_to_its_container() {
+    let (scratch, before) = (scratch(), Leftovers::now());
+    let path = blank(&scratch, "disk", 8 * MIB);
+    let script = "while :; do sleep 1000; done";
+    let bundle = bundle(script, json!({"io.bulkhead.block.data": path}));
+    let container = Created::new(unique_id("grow"), bundle);
+    container.command(&["start"], &[]).expect(0);
+    let exec = |script: &str| container.command(&["exec"], &["sh", "-c", script]).expect(0).text();
+    assert_eq!(exec("cat /sys/block/vd*/size"), "16384");
+    File::options()
+        .write(true)
+        .open(&path)
+        .and_then(|file| file.set_len(16 * MIB))
+        .expect("longer");
+    container.command(&["resize-disk"], &["data"]).expect(0);
+    // The guest's driver hears of it a moment later.
+    exec("timeout 120 sh -c 'until grep -q ^32768$ /sys/block/vd*/size; do usleep 50000; done'");
+    let refused = container.command(&["resize-disk"], &["date"]).expect(1);
+    assert!(refused.stderr.contains("no disk \"date\" (it has data)"), "{}", refused.stderr);
+    drop(container);
+    before.assert_none();
 }
 
 #[test]

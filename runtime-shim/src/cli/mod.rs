@@ -14,6 +14,7 @@ mod launch;
 mod list;
 mod pause;
 mod ps;
+mod resize_disk;
 mod spec;
 mod start;
 mod state;
@@ -169,6 +170,8 @@ enum Command {
     Checkpoint(checkpoint::CheckpointArgs),
     /// Not supported yet: create a container from an image that `checkpoint` wrote.
     Restore(checkpoint::RestoreArgs),
+    /// Tell the guest that the file or device of a disk has another size.
+    ResizeDisk(resize_disk::ResizeDiskArgs),
     /// Print figures and OOM events of a container.
     Events(events::EventsArgs),
     /// Print what sandboxes use of the host.
@@ -332,6 +335,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Some(Command::Pause(args)) => pause::pause(global, args),
         Some(Command::Resume(args)) => pause::resume(global, args),
         Some(Command::Update(args)) => update::run(global, args),
+        Some(Command::ResizeDisk(args)) => resize_disk::run(global, args),
         Some(Command::Events(args)) => events::run(global, args),
         Some(Command::Stats(args)) => stats::run(global, args),
         Some(Command::Spec(args)) => spec::run(args),

@@ -18,6 +18,7 @@ use super::redirect::{Refusal, redirect, remove};
 use super::snapshot::{Interface, Snapshot};
 use super::{NetworkError, tap};
 use crate::failure::Failure;
+use crate::plan::{NetLimit, NetLimits};
 use crate::process::ProcessId;
 
 /// Slots for interfaces that come after the boot.
@@ -34,6 +35,8 @@ pub struct OpenNet {
     pub mtu: u16,
     /// One queue of the tap for each pair.
     pub taps: Vec<OwnedFd>,
+    /// How much may pass.
+    pub limit: NetLimit,
 }
 
 /// The network devices that a machine boots with.
@@ -52,8 +55,8 @@ impl OpenNet {
             mac: self.mac,
             mtu: self.mtu,
             taps: self.taps.iter().map(add).collect(),
-            rx_rate: None,
-            tx_rate: None,
+            rx_rate: self.limit.rx,
+            tx_rate: self.limit.tx,
         }
     }
 }
@@ -87,6 +90,7 @@ pub struct Network {
     netlink: Netlink,
     monitor: Monitor,
     owner: ProcessId,
+    limits: NetLimits,
     pairs: usize,
     slots: Vec<Option<Attached>>,
     /// What was there before the boot, until the guest is told.
@@ -96,8 +100,9 @@ pub struct Network {
 }
 
 impl Network {
-    /// The network of the supervisor `owner`, whose guest has `vcpus`. Nothing is changed yet.
-    pub fn open(owner: ProcessId, vcpus: u32) -> Result<Self, NetworkError> {
+    /// The network of the supervisor `owner`, whose guest has `vcpus` and whose interfaces have
+    /// `limits`. Nothing is changed yet.
+    pub fn open(owner: ProcessId, vcpus: u32, limits: NetLimits) -> Result<Self, NetworkError> {
         let failed = |e: rustix::io::Errno| NetworkError::Socket(e.into());
         // Before anything is read: what changes later brings a notice.
         let monitor = Monitor::open().map_err(failed)?;
@@ -105,6 +110,7 @@ impl Network {
             netlink: Netlink::open().map_err(failed)?,
             monitor,
             owner,
+            limits,
             pairs: (vcpus as usize).clamp(1, NET_PAIRS_MAX),
             slots: vec![],
             found: Snapshot::default(),
@@ -251,7 +257,10 @@ impl Network {
             .and_then(|()| self.join(index, tap.index))
             .map_err(|refusal| refused(interface, refusal));
         match connected {
-            Ok(()) => Ok((attached, OpenNet { mac, mtu, taps: tap.queues })),
+            Ok(()) => {
+                let limit = self.limits.of(&interface.name);
+                Ok((attached, OpenNet { mac, mtu, taps: tap.queues, limit }))
+            }
             Err(e) => {
                 self.unplug(&attached);
                 Err(e)

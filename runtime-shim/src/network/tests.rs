@@ -6,12 +6,13 @@ use std::process::Command;
 use std::time::Instant;
 
 use bulkhead_protocol::agent::client as api;
+use bulkhead_protocol::vm::FdIndex;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::*;
 use crate::eventually::eventually;
 use crate::failure::Failure;
-use crate::plan::NetworkPlan;
+use crate::plan::{NetLimits, NetworkPlan};
 use crate::process::ProcessId;
 
 /// Remembers slots and the last configuration.
@@ -71,7 +72,7 @@ fn ip(arguments: &str) -> String {
 }
 
 fn network() -> Network {
-    Network::open(ProcessId::own().unwrap(), 1).unwrap()
+    Network::open(ProcessId::own().unwrap(), 1, NetLimits::default()).unwrap()
 }
 
 fn populate() {
@@ -147,6 +148,25 @@ fn namespace_with_loopback_only_gives_nothing_and_leaves_spares() {
         let mut guest = FakeGuest::default();
         assert!(network.sync(&mut guest).is_empty());
         assert!(guest.calls.is_empty(), "{:?}", guest.calls);
+    });
+}
+
+#[test]
+fn device_has_the_limits_of_its_interface() {
+    in_namespace(|| {
+        pair();
+        let mut limits = NetLimits::default();
+        assert!(limits.take("io.bulkhead.net", "rx-pps=7").unwrap());
+        assert!(limits.take("io.bulkhead.net.eth0", "tx-bps=1m").unwrap());
+        let owner = ProcessId::own().unwrap();
+        let nets = Network::open(owner, 1, limits).unwrap().connect().unwrap().nets;
+        let raw: Vec<_> = nets.iter().map(|net| net.raw(|_| FdIndex(0))).collect();
+        let eth0 = raw.iter().find(|net| net.tx_rate.is_some()).unwrap();
+        assert_eq!(eth0.tx_rate.unwrap().bytes.unwrap().size, 1 << 20);
+        assert_eq!(eth0.rx_rate, None, "its own limits are in place of the common ones");
+        let far = raw.iter().find(|net| net.rx_rate.is_some()).unwrap();
+        assert_eq!(far.rx_rate.unwrap().ops.unwrap().size, 7);
+        assert_eq!(far.tx_rate, None);
     });
 }
 
@@ -229,7 +249,7 @@ fn what_a_killed_supervisor_left_is_replaced_or_cleaned_up() {
         let before = ip("tc qdisc");
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let other = ProcessId::of(child.id()).unwrap();
-        let mut killed = Network::open(other, 1).unwrap();
+        let mut killed = Network::open(other, 1, NetLimits::default()).unwrap();
         drop(killed.connect().unwrap());
         await_links(3);
         let taken = network().connect().unwrap_err();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::limits::{MEM_MIB_MAX, MEM_MIB_MIN, VCPUS_MAX};
 
+use super::net_limits::NetLimits;
 use super::{PlanError, disks};
 
 /// Every annotation below this name is bulkhead's.
@@ -35,6 +36,8 @@ pub(super) struct Tuned {
     pub vcpus_max: Option<u32>,
     /// In place of the default start-up limit.
     pub boot_limit: Option<Duration>,
+    /// Limits of network interfaces.
+    pub net_limits: NetLimits,
 }
 
 /// Reads bulkhead's annotations; one that it does not know is refused.
@@ -54,11 +57,12 @@ pub(super) fn plan(annotations: Option<&HashMap<String, String>>) -> Result<Tune
             }
             // Read where disks are planned.
             _ if key == disks::ROOT || key.starts_with(disks::BLOCK) => {}
+            _ if tuned.net_limits.take(key, value)? => {}
             _ if key.starts_with(PREFIX) => {
                 return Err(PlanError::refused(
                     format!("annotations[{key:?}]"),
-                    "io.bulkhead.vcpus, .vcpus.max, .memory-mib, .memory.max, .boot-timeout-s, .root and \
-                     .block.NAME are known",
+                    "io.bulkhead.vcpus, .vcpus.max, .memory-mib, .memory.max, .boot-timeout-s, .root, \
+                     .block.NAME, .net and .net.NAME are known",
                 ));
             }
             _ => {}

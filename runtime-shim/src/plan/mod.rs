@@ -19,7 +19,9 @@ mod fields;
 mod hooks;
 mod mounts;
 mod namespaces;
+mod net_limits;
 mod process;
+mod rates;
 mod resources;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,7 @@ use crate::hooks::Hooks;
 pub use disks::{DiskPlan, DiskSource, DiskUse, FileSystem, MOUNT_DIR, ROOT_TARGET};
 pub use mounts::{IdMap, IdRange, MOUNT_OPTIONS};
 pub use namespaces::NetworkPlan;
+pub use net_limits::{NetLimit, NetLimits};
 pub use process::plan_process;
 pub use resources::{ResourcePlan, dropped, plan_resources};
 
@@ -76,6 +79,8 @@ pub struct SandboxPlan {
     pub console_size: Option<(u32, u32)>,
     /// Network namespace on the host that the container's interfaces live in.
     pub network: NetworkPlan,
+    /// Limits of its interfaces.
+    pub net_limits: NetLimits,
     /// Programs of the host to run at their moments.
     pub hooks: Hooks,
     /// The specification that the agent gets; every path in it is one of the guest.
@@ -255,6 +260,7 @@ pub fn plan(id: &ContainerId, bundle: &Path, mut spec: Spec) -> Result<SandboxPl
         resources,
         host_resources: planned.host,
         boot_limit: tuned.boot_limit,
+        net_limits: tuned.net_limits,
         root,
         root_is_served,
         disks,

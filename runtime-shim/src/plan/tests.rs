@@ -155,6 +155,11 @@ fn field_that_cannot_be_had_is_refused_by_name() {
             "linux.resources.memory.limit",
         ),
         ("/annotations", json!({"io.bulkhead.vcpu": "1"}), "annotations[\"io.bulkhead.vcpu\"]"),
+        (
+            "/annotations",
+            json!({"io.bulkhead.net.eth0": "rx=1"}),
+            "annotations[\"io.bulkhead.net.eth0\"]",
+        ),
         ("/annotations", json!({"io.bulkhead.vcpus": "33"}), "annotations[\"io.bulkhead.vcpus\"]"),
         (
             "/annotations",
@@ -406,13 +411,14 @@ fn annotations_of_bulkhead_win_over_resources_and_stay_on_the_host() {
         "/annotations",
         json!({
             "io.bulkhead.vcpus": "4", "io.bulkhead.memory-mib": "512",
-            "io.bulkhead.boot-timeout-s": "60", "org.example": "x"
+            "io.bulkhead.boot-timeout-s": "60", "io.bulkhead.net": "rx-bps=1m", "org.example": "x"
         }),
     );
     set(&mut spec, "/linux/resources", json!({"memory": {"limit": 1 << 20}}));
     let plan = run(spec).unwrap();
     assert_eq!((plan.vcpus, plan.mem_mib), (4, 512));
     assert_eq!(plan.boot_limit, Some(Duration::from_secs(60)));
+    assert_eq!(plan.net_limits.of("eth0").rx.unwrap().bytes.unwrap().size, 1 << 20);
     assert!(plan.guest_spec.annotations().is_none());
 }
 

@@ -50,6 +50,8 @@ pub(super) struct Supervisor {
     /// The container's resources, which updates change.
     pub resources: LinuxResources,
     pub fixed: Fixed,
+    /// Serial numbers of the disks, in the order of the machine's.
+    pub disks: Vec<String>,
     /// State of the container before it was paused.
     pub resumes_to: Status,
     pub claim: Claim,
@@ -136,7 +138,8 @@ impl Supervisor {
         let terminal = Terminal::open(plan.terminal, &options.console)?;
         let uplink = claim.connect(options.uplink.as_ref())?;
         claim.run_create_hooks(&plan.hooks, &mut signals)?;
-        let mut network = Network::open(claim.record.supervisor, plan.vcpus)?;
+        let mut network =
+            Network::open(claim.record.supervisor, plan.vcpus, plan.net_limits.clone())?;
         let devices = network.connect()?;
         claim.make_cgroup(cgroup, plan)?;
         let machine = boot(&mut claim, &mut signals, devices).map_err(|f| claim.name_oom(f))?;
@@ -154,6 +157,7 @@ impl Supervisor {
             hooks: plan.hooks.clone(),
             resources: plan.resources.clone(),
             fixed: plan.fixed,
+            disks: plan.disks.iter().map(|disk| disk.serial.clone()).collect(),
             resumes_to: Status::Created,
             claim,
         })

@@ -21,6 +21,7 @@ impl Supervisor {
             ControlRequest::Pause => (self.serve_pause(), None),
             ControlRequest::Resume => (self.serve_resume(), None),
             ControlRequest::Update { resources } => (self.serve_update(&resources), None),
+            ControlRequest::ResizeDisk { name } => (self.serve_resize_disk(&name), None),
             ControlRequest::Stats => (self.serve_stats(), None),
         };
         client.answer(&reply);
@@ -61,6 +62,24 @@ impl Supervisor {
         self.agent().unpause(self.id())?;
         self.claim.set_status(self.resumes_to)?;
         Ok(ControlAnswer::Done)
+    }
+
+    /// The monitor looks at the size of a disk's file and tells the guest.
+    fn serve_resize_disk(&mut self, name: &str) -> ControlReply {
+        let phase = "resizing the disk";
+        let Some(block) = self.disks.iter().position(|serial| serial == name) else {
+            let (cause, fix) = match self.disks.is_empty() {
+                true => ("the container has no disks".to_owned(), String::new()),
+                false => (format!("no disk {name:?}"), format!("it has {}", self.disks.join(", "))),
+            };
+            return Err(Failure::new(phase, cause, &fix));
+        };
+        let told = match self.machine.ask(&Request::ResizeBlock { block: block as u32 }, &[]) {
+            Ok(Reply::Done { .. }) => Ok(ControlAnswer::Done),
+            Ok(_) => Err(SandboxError::Garbage(VMM)),
+            Err(e) => Err(e),
+        };
+        told.map_err(|e| Failure { phase: phase.to_owned(), ..e.into() })
     }
 
     /// What only the supervisor can tell: counters of the VMM, and the cgroup's figures.

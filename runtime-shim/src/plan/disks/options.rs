@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::limits::BLOCK_QUEUES_MAX;
-use bulkhead_protocol::vm::{RawRateLimit, RawTokenBucket};
+use bulkhead_protocol::vm::RawRateLimit;
 
 use super::FileSystem;
+use crate::plan::rates::{bucket, size};
 use crate::plan::{PlanError, check_path};
 
-/// Milliseconds in which a bucket of `iops` or `bps` becomes full.
-const REFILL_MS: u64 = 1000;
+const RATE: &str = "iops= and bps= take a number above 0";
 
 /// The options of an annotation.
 #[derive(Debug, Default)]
@@ -63,8 +63,8 @@ impl Options {
                 let count = value.parse().ok().filter(|n| (1..=BLOCK_QUEUES_MAX).contains(n));
                 self.queues = Some(count.ok_or("queues= takes 1 to 8")?);
             }
-            "iops" => self.rate.ops = Some(bucket(value.parse().ok())?),
-            "bps" => self.rate.bytes = Some(bucket(size(value))?),
+            "iops" => self.rate.ops = Some(bucket(value.parse().ok()).ok_or(RATE)?),
+            "bps" => self.rate.bytes = Some(bucket(size(value)).ok_or(RATE)?),
             _ => {
                 return Err(
                     "ro, type=, mount=, node=, overlay, layer, iops=, bps= and queues= are known",
@@ -87,23 +87,4 @@ fn absolute(value: &str) -> Result<String, &'static str> {
         true => Ok(value.to_owned()),
         false => Err("mount= and node= take absolute paths without `..`"),
     }
-}
-
-/// A number with k, m, g or t for powers of 1024.
-fn size(text: &str) -> Option<u64> {
-    let shift = match text.bytes().last()?.to_ascii_lowercase() {
-        b'k' => 10,
-        b'm' => 20,
-        b'g' => 30,
-        b't' => 40,
-        _ => 0,
-    };
-    let digits = if shift == 0 { text } else { &text[..text.len() - 1] };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-/// What a second brings.
-fn bucket(size: Option<u64>) -> Result<RawTokenBucket, &'static str> {
-    let size = size.filter(|size| *size > 0).ok_or("iops= and bps= take a number above 0")?;
-    Ok(RawTokenBucket { size, one_time_burst: 0, refill_time_ms: REFILL_MS })
 }
