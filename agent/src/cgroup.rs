@@ -21,7 +21,7 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 /// The cgroup below [`ROOT`] that holds all containers.
 pub const PARENT: &str = "bulkhead";
 /// How long a kernel may take to freeze or empty a cgroup before that is called an error.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A step that failed.
 #[derive(Debug, Error)]
@@ -35,7 +35,7 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// The kernel did not get there in time.
-    #[error("cgroup {path} did not become {state} within 10 s")]
+    #[error("cgroup {path} did not become {state} within 60 s")]
     Late {
         /// The cgroup.
         path: PathBuf,

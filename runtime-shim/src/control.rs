@@ -24,7 +24,7 @@ use crate::failure::{Explain, Failure};
 /// Longest message, in bytes.
 const MESSAGE_MAX: usize = 64 << 10;
 /// How long a supervisor waits for a client that has connected.
-const CLIENT_LIMIT: Duration = Duration::from_secs(1);
+const CLIENT_LIMIT: Duration = Duration::from_secs(10);
 
 /// What is asked of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

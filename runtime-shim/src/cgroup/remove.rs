@@ -12,7 +12,7 @@ use super::{CgroupError, CgroupRecord};
 use crate::vsock::until;
 
 /// How long the last processes of a cgroup may take to be gone.
-const EMPTY_LIMIT: Duration = Duration::from_secs(10);
+const EMPTY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Removes the directories that were made for the sandbox. With `kill`, processes that are left
 /// in them are killed first; whoever asks for that is not one of them. A parent that others use

@@ -19,8 +19,9 @@ use crate::spawn::{Child, describe};
 use crate::vsock::until;
 
 /// How long a guest may live on whose agent has gone, or whose file server has left in order.
-/// Only a hostile guest does: when its first process ends, its kernel panics at once.
-const AFTERLIFE: Duration = Duration::from_secs(2);
+/// Only a hostile guest does: when its first process ends, its kernel panics at once, and takes on
+/// a busy or emulated machine some seconds to say so.
+const AFTERLIFE: Duration = Duration::from_secs(10);
 /// Most that is kept of what the processes print, in bytes.
 const LOG_MAX: usize = 256 << 10;
 /// How long the VMM may take to answer a request, which it does between two instructions of the

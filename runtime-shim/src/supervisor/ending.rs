@@ -8,8 +8,9 @@ use super::relay::Relay;
 use crate::failure::{EXIT_FAILURE, EXIT_LOST, Failure};
 use crate::sandbox::{End, Event};
 
-/// How long to wait for the reason when the agent's connection breaks.
-const REASON_LIMIT: Duration = Duration::from_secs(2);
+/// How long to wait for the reason when the agent's connection breaks: as long as the guest may
+/// live on without it.
+const REASON_LIMIT: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// Why the machine ends whose agent's connection broke.
