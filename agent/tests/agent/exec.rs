@@ -1,6 +1,6 @@
 //! Processes added to a running container.
 
-use std::{io::Read, time::Duration};
+use std::io::Read;
 
 use serde_json::json;
 use ttrpc::Code;
@@ -111,7 +111,6 @@ fn exec_whose_waiter_hangs_up_is_killed_and_forgotten() {
     let mut up = [0; 3];
     streams.stdout.read_exact(&mut up).unwrap();
     drop(container.begin_wait(&id));
-    streams.stdout.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     assert_eq!(streams.read().0, "");
     let (code, _) = refusal(container.signal(&id, 15, false));
     assert_eq!(code, Code::NOT_FOUND);

@@ -27,8 +27,8 @@ use ttrpc::{
 const MOUNT_CGROUP: &str =
     "[ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 none /sys/fs/cgroup";
 const BUSYBOX: &str = "/bin/busybox";
-/// Every call of a test ends within this time, or the test fails.
-const CALL_LIMIT_NS: i64 = 120_000_000_000;
+/// Everything that a test waits for comes within this time, or the test fails.
+const LIMIT: Duration = Duration::from_secs(120);
 const APPLETS: [&str; 24] = [
     "sh",
     "cat",
@@ -101,13 +101,22 @@ impl Agent {
             "mount -t tmpfs none /run && {{ {MOUNT_CGROUP}; }} && \
              exec \"$0\" serve /run/bulkhead \"$1\""
         );
-        let process = Command::new("unshare")
+        let mut process = Command::new("unshare")
             .args(["-pmnf", "--kill-child", "--mount-proc", "sh", "-c", &script])
             .arg(env!("CARGO_BIN_EXE_bulkhead-agent"))
             .arg(&sockets)
             .spawn()
             .unwrap();
-        let (mut ready, _) = ready.accept().unwrap();
+        ready.set_nonblocking(true).unwrap();
+        let mut accepted = None;
+        await_that(|| {
+            accepted = ready.accept().ok();
+            let ended = process.try_wait().unwrap();
+            assert!(accepted.is_some() || ended.is_none(), "the agent has ended: {ended:?}");
+            accepted.is_some()
+        });
+        let (mut ready, _) = accepted.unwrap();
+        ready.set_nonblocking(false).unwrap();
         let mut byte = [0];
         ready.read_exact(&mut byte).unwrap();
         assert_eq!(byte, [1]);
@@ -157,6 +166,9 @@ impl Agent {
         let number = unique();
         let mut stream = UnixStream::connect(self.directory.path().join("1025")).unwrap();
         stream.write_all(&number.to_le_bytes()).unwrap();
+        // Whoever waits for ever says nothing.
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
         (number, stream)
     }
 
@@ -350,10 +362,10 @@ impl Drop for Container<'_> {
 
 /// Waits until something is so.
 #[track_caller]
-pub fn await_that(is_so: impl Fn() -> bool) {
+pub fn await_that(mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "it has not come about");
+        assert!(begun.elapsed() < LIMIT, "it has not come about");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -374,7 +386,7 @@ pub fn process(args: &[&str]) -> Value {
 }
 
 pub fn limit() -> context::Context {
-    context::with_timeout(CALL_LIMIT_NS)
+    context::with_duration(LIMIT)
 }
 
 /// Code and message of a refused call.
