@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod bundle;
 pub mod container;
+pub mod disk;
 pub mod fsd;
 pub mod guest;
 pub mod image;

@@ -14,6 +14,7 @@ mod packages;
 mod process;
 mod progress;
 mod suites;
+mod tools;
 
 use std::process::ExitCode;
 use std::time::Duration;

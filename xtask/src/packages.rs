@@ -68,6 +68,10 @@ pub const TESTS: Group = Group {
     ],
 };
 
+/// Exercising file systems: fio, and the library that pjdfstest links.
+pub const VOLUMES: Group =
+    Group { purpose: "the file tests", packages: &["fio", "libacl1-dev", "gcc", "libc6-dev"] };
+
 /// Building a Debian root file system.
 pub const ROOT: Group = Group { purpose: "a Debian root file system", packages: &["mmdebstrap"] };
 

@@ -5,6 +5,10 @@
 //! namespace of its own that ends with it and of which the container's is a copy, and lets
 //! libcontainer bind it.
 //!
+//! The memory that is filled is the container's: meanwhile the helper is in its cgroup. There the
+//! limit does not hold yet, as it would end the helper without a word; so what is copied is counted
+//! against it.
+//!
 //! The root is an image's, which may be hostile, but nothing runs in it yet. All that is resolved
 //! in it is resolved with it as the root, and nothing of it is opened but directories and
 //! regular files.
@@ -12,7 +16,7 @@
 use std::{
     ffi::{CStr, CString},
     fs::{self, File},
-    io,
+    io::{self, Read},
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -31,6 +35,8 @@ use rustix::{
 };
 use thiserror::Error;
 
+use crate::cgroup;
+
 /// The option.
 const OPTION: &str = "tmpcopyup";
 /// Options of tmpfs itself; all others are those of any mount.
@@ -39,6 +45,8 @@ const TMPFS_OPTIONS: [&str; 6] = ["size=", "mode=", "nr_inodes=", "nr_blocks=", 
 /// than its container.
 const DEPTH_MAX: usize = 480;
 const _: () = assert!(2 * DEPTH_MAX as u64 + 64 <= super::OPEN_FILES);
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 /// Bytes of a directory's entries that are read at once.
 const ENTRIES: usize = 4096;
 /// Longest list of extended attributes, and longest value, that Linux has.
@@ -62,6 +70,15 @@ pub enum CopyUpError {
     /// More levels of it than can be copied.
     #[error("tmpcopyup: copy {0}: its directories are more than {DEPTH_MAX} levels deep")]
     Deep(PathBuf),
+    /// More of it than the container may have.
+    #[error(
+        "tmpcopyup: copy {0}: the content is larger than the container's memory limit; raise \
+         linux.resources.memory.limit or leave tmpcopyup out"
+    )]
+    Large(PathBuf),
+    /// The cgroup of the container.
+    #[error("tmpcopyup: charge the container: {0}: {1}")]
+    Cgroup(PathBuf, #[source] io::Error),
 }
 
 /// Why the content of a directory is not copied.
@@ -69,6 +86,8 @@ pub enum CopyUpError {
 enum Stopped {
     /// More than [`DEPTH_MAX`] levels.
     Deep,
+    /// More bytes than there is room for.
+    Large,
     /// A step.
     Step(Errno),
 }
@@ -80,11 +99,12 @@ impl From<Errno> for Stopped {
 }
 
 /// Makes every tmpfs of `spec` that is to start with content below `bundle`, and lets it be
-/// bound instead.
-pub fn prepare(spec: &mut Spec, bundle: &Path) -> Result<(), CopyUpError> {
+/// bound instead. The content is memory of `cgroup`, a path in the guest's hierarchy.
+pub fn prepare(spec: &mut Spec, bundle: &Path, cgroup: &Path) -> Result<(), CopyUpError> {
+    let mut room = memory_limit(spec);
     let Some(root) = spec.root().as_ref().map(|root| root.path().clone()) else { return Ok(()) };
     let Some(mounts) = spec.mounts_mut() else { return Ok(()) };
-    let mut apart = false;
+    let mut home = None;
     for at in 0..mounts.len() {
         let wanted = |options: &Vec<String>| options.iter().any(|option| option == OPTION);
         let options = mounts[at].options().clone().filter(wanted);
@@ -100,17 +120,55 @@ pub fn prepare(spec: &mut Spec, bundle: &Path) -> Result<(), CopyUpError> {
             mounts[at].set_options(Some(rest));
             continue;
         };
-        if !apart {
+        if home.is_none() {
             // SAFETY: the helper has one thread; only its view of mounts becomes its own.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
                 .map_err(CopyUpError::Namespace)?;
-            apart = true;
+            home = Some(charge(cgroup)?);
         }
         let made = bundle.join(format!("tmpfs-{at}"));
-        fill(&made, &place, &content, &rest)?;
+        fill(&made, &place, &content, &rest, &mut room)?;
         bind(&mut mounts[at], made, &rest);
     }
-    Ok(())
+    home.map_or(Ok(()), |home| enter(&home))
+}
+
+/// Bytes that the container may have.
+fn memory_limit(spec: &Spec) -> u64 {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let memory = resources.and_then(|resources| resources.memory().as_ref());
+    let limit = memory.and_then(|memory| memory.limit()).unwrap_or(-1);
+    u64::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(u64::MAX)
+}
+
+/// Makes the container's cgroup, with its memory counted, and enters it; the one that was left.
+fn charge(cgroup: &Path) -> Result<PathBuf, CopyUpError> {
+    let failed = |path: &Path, error| CopyUpError::Cgroup(path.to_owned(), error);
+    let own = Path::new("/proc/self/cgroup");
+    let text = fs::read_to_string(own).map_err(|error| failed(own, error))?;
+    let home = text.lines().find_map(|line| line.strip_prefix("0::"));
+    let home = home.ok_or_else(|| failed(own, io::ErrorKind::NotFound.into()))?;
+    let mut at = PathBuf::from(cgroup::ROOT);
+    let known = at.join("cgroup.controllers");
+    let known = fs::read_to_string(&known).map_err(|error| failed(&known, error))?;
+    // The guest's kernel has the controller; a machine on which the agent is tested may not.
+    let counted = known.split_whitespace().any(|controller| controller == "memory");
+    for name in cgroup.iter().skip(1) {
+        let control = at.join("cgroup.subtree_control");
+        if counted {
+            fs::write(&control, "+memory").map_err(|error| failed(&control, error))?;
+        }
+        at.push(name);
+        fs::create_dir_all(&at).map_err(|error| failed(&at, error))?;
+    }
+    enter(&at)?;
+    Ok(cgroup::directory(Path::new(home)))
+}
+
+/// Moves the helper.
+fn enter(cgroup: &Path) -> Result<(), CopyUpError> {
+    let processes = cgroup.join("cgroup.procs");
+    fs::write(&processes, "0").map_err(|error| CopyUpError::Cgroup(processes, error))
 }
 
 /// The directory `place` of the root; `None` if there is none, or another thing.
@@ -133,6 +191,7 @@ fn fill(
     place: &Path,
     content: &OwnedFd,
     options: &[String],
+    room: &mut u64,
 ) -> Result<(), CopyUpError> {
     fs::create_dir_all(made).map_err(|error| CopyUpError::Directory(made.to_owned(), error))?;
     let own = |option: &&String| TMPFS_OPTIONS.iter().any(|name| option.starts_with(name));
@@ -144,8 +203,9 @@ fn fill(
     let copy_failed = |errno| CopyUpError::Copy(place.to_owned(), errno);
     let target = open_directory(rustix::fs::CWD, made).map_err(copy_failed)?;
     let found = rustix::fs::fstat(content).map_err(copy_failed)?;
-    copy_entries(content, &target, DEPTH_MAX).map_err(|stopped| match stopped {
+    copy_entries(content, &target, DEPTH_MAX, room).map_err(|stopped| match stopped {
         Stopped::Deep => CopyUpError::Deep(place.to_owned()),
+        Stopped::Large => CopyUpError::Large(place.to_owned()),
         Stopped::Step(errno) => copy_failed(errno),
     })?;
     // Like the directory that it covers, unless the options say otherwise.
@@ -175,7 +235,7 @@ fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<Own
 }
 
 /// Reads and copies by turns: how many entries a directory has is the image's choice.
-fn copy_entries(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<(), Stopped> {
+fn copy_entries(from: &OwnedFd, to: &OwnedFd, depth: usize, room: &mut u64) -> Result<(), Stopped> {
     let depth = depth.checked_sub(1).ok_or(Stopped::Deep)?;
     // On the heap: one for each level would fill the stack.
     let mut space = vec![MaybeUninit::uninit(); ENTRIES];
@@ -183,19 +243,27 @@ fn copy_entries(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<(), Stoppe
     while let Some(entry) = entries.next() {
         let entry = entry?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            copy_entry(from, to, entry.file_name(), depth)?;
+            copy_entry(from, to, entry.file_name(), depth, room)?;
         }
     }
     Ok(())
 }
 
-fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Stopped> {
+fn copy_entry(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    name: &CStr,
+    depth: usize,
+    room: &mut u64,
+) -> Result<(), Stopped> {
     let found = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let size = cost(&found);
+    *room = room.checked_sub(size).ok_or(Stopped::Large)?;
     match FileType::from_raw_mode(found.st_mode) {
         FileType::Directory => {
             rustix::fs::mkdirat(to, name, Mode::RWXU)?;
             let (old, new) = (open_directory(from, name)?, open_directory(to, name)?);
-            copy_entries(&old, &new, depth)?;
+            copy_entries(&old, &new, depth, room)?;
             copy_owner(to, name, &found)?;
             copy_xattrs(&old, &new)?;
         }
@@ -204,8 +272,9 @@ fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> Result
             let old = rustix::fs::openat(from, name, flags, Mode::empty())?;
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let new = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
-            let (mut old, mut new) = (File::from(old), File::from(new));
-            io::copy(&mut old, &mut new)
+            let (old, mut new) = (File::from(old), File::from(new));
+            // No more than was counted.
+            io::copy(&mut (&old).take(found.st_size.cast_unsigned()), &mut new)
                 .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             copy_owner(to, name, &found)?;
             copy_xattrs(old.as_fd(), new.as_fd())?;
@@ -222,6 +291,15 @@ fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> Result
         }
     }
     Ok(copy_times(to, name, &found)?)
+}
+
+/// Memory that a file takes in a tmpfs: whole pages, and about a page for its inode and name.
+fn cost(found: &Stat) -> u64 {
+    let length = match FileType::from_raw_mode(found.st_mode) {
+        FileType::RegularFile => found.st_size.cast_unsigned(),
+        _ => 0,
+    };
+    length.next_multiple_of(PAGE).saturating_add(PAGE)
 }
 
 /// Owner and mode, in this order: a change of owner clears bits of the mode. It takes a file's
@@ -299,7 +377,34 @@ mod tests {
 
     fn copy(from: &Path, to: &Path) -> Result<(), Stopped> {
         let open = |path: &Path| open_directory(rustix::fs::CWD, path).unwrap();
-        copy_entries(&open(from), &open(to), DEPTH_MAX)
+        copy_entries(&open(from), &open(to), DEPTH_MAX, &mut u64::MAX.clone())
+    }
+
+    #[test]
+    fn content_that_is_larger_than_the_room_is_refused_by_that_reason() {
+        let from = tempfile::tempdir().unwrap();
+        fs::write(from.path().join("f"), vec![1; 5000]).unwrap();
+        let open = |path: &Path| open_directory(rustix::fs::CWD, path).unwrap();
+        for (mut room, fits) in [(3 * PAGE, true), (3 * PAGE - 1, false)] {
+            let to = tempfile::tempdir().unwrap();
+            let copied = copy_entries(&open(from.path()), &open(to.path()), DEPTH_MAX, &mut room);
+            assert_eq!(copied.is_ok(), fits, "{copied:?}");
+            assert!(fits || matches!(copied, Err(Stopped::Large)), "{copied:?}");
+        }
+    }
+
+    #[test]
+    fn limit_of_memory_is_the_specifications_if_it_has_one() {
+        for (resources, expected) in [
+            (json!({"memory": {"limit": 4096}}), 4096),
+            (json!({"memory": {"limit": -1}}), u64::MAX),
+            (json!({"memory": {"limit": 0}}), u64::MAX),
+            (json!({}), u64::MAX),
+        ] {
+            let spec = json!({"ociVersion": "1.0.2", "linux": {"resources": resources}});
+            let spec: Spec = serde_json::from_value(spec).unwrap();
+            assert_eq!(memory_limit(&spec), expected);
+        }
     }
 
     #[test]
@@ -346,7 +451,7 @@ mod tests {
             tmpfs("/run/lock", &["size=1m", "tmpcopyup"]),
         ]);
         let mut spec = spec(root.path(), mounts);
-        prepare(&mut spec, root.path()).unwrap();
+        prepare(&mut spec, root.path(), Path::new("/none")).unwrap();
         let mounts = spec.mounts().as_ref().unwrap();
         let options: Vec<_> = mounts.iter().map(|m| m.options().clone().unwrap()).collect();
         assert_eq!(options, [vec!["nosuid"], vec!["nosuid"], vec!["size=1m"]]);

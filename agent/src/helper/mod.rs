@@ -204,7 +204,7 @@ fn create(order: &Order, reporter: &Arc<Reporter>) -> Result<u32, HelperError> {
     let settings = sysctl::take(&mut spec);
     let filter = DeviceFilter::of(&spec)?;
     check_root(&spec)?;
-    copy_up::prepare(&mut spec, &order.bundle_dir)?;
+    copy_up::prepare(&mut spec, &order.bundle_dir, &order.cgroup)?;
     own_pipes(&spec, spec.process().as_ref(), &task);
     write_json(&order.bundle_dir.join(CONFIG_FILE), &spec)?;
     sysctl::apply(&settings)?;

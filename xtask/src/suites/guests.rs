@@ -30,8 +30,11 @@ struct Group {
     weight: u32,
 }
 
-/// Run `suites`, each in some host.
-pub fn run(suites: &[Suite], full: bool) -> Result<Count> {
+/// Variables of the environment of test programs.
+type Variables = [(&'static str, PathBuf)];
+
+/// Run `suites`, each in some host, with `variables`.
+pub fn run(suites: &[Suite], full: bool, variables: &Variables) -> Result<Count> {
     let mut programs = compile(suites)?;
     let place = kvm::place()?;
     // Each emulated host keeps one processor busy; this machine's own KVM needs no second host.
@@ -57,7 +60,7 @@ pub fn run(suites: &[Suite], full: bool) -> Result<Count> {
             group.weight += weight(suite);
         }
     }
-    run_groups(&groups, full)
+    run_groups(&groups, full, variables)
 }
 
 fn weight(suite: &Suite) -> u32 {
@@ -79,7 +82,7 @@ fn compile(suites: &[Suite]) -> Result<HashMap<String, PathBuf>> {
 
 /// Run every group in a host of its own. Output is shown as it comes when there is one group,
 /// else host by host.
-fn run_groups(groups: &[Group], full: bool) -> Result<Count> {
+fn run_groups(groups: &[Group], full: bool, variables: &Variables) -> Result<Count> {
     let dir = checkout::target().join("test");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let mut running: Vec<(Child, PathBuf)> = Vec::new();
@@ -87,7 +90,7 @@ fn run_groups(groups: &[Group], full: bool) -> Result<Count> {
         let log = dir.join(format!("host-{index}.log"));
         let names: Vec<&str> = group.programs.iter().map(|(name, _)| *name).collect();
         eprintln!("host {index}: {} (output in {})", names.join(" "), log.display());
-        running.push((start(group, full, &log)?, log));
+        running.push((start(group, full, variables, &log)?, log));
     }
     let mut total = Count::default();
     for (mut child, log) in running {
@@ -99,7 +102,7 @@ fn run_groups(groups: &[Group], full: bool) -> Result<Count> {
     Ok(total)
 }
 
-fn start(group: &Group, full: bool, log: &std::path::Path) -> Result<Child> {
+fn start(group: &Group, full: bool, variables: &Variables, log: &std::path::Path) -> Result<Child> {
     let program = checkout::this_program()?;
     let timeout = if full { TIMEOUT_FULL_S } else { TIMEOUT_S };
     let mut command = Command::new(&program);
@@ -111,6 +114,7 @@ fn start(group: &Group, full: bool, log: &std::path::Path) -> Result<Child> {
     command.env("BULKHEAD", checkout::dist().join("bulkhead"));
     command.env("BULKHEAD_LIBEXEC", checkout::dist());
     command.env("BULKHEAD_GUEST_DIR", checkout::guest());
+    command.envs(variables.iter().map(|(name, path)| (name, path)));
     if kvm::place()? != Place::Native && std::env::var_os("BULKHEAD_BOOT_TIMEOUT_S").is_none() {
         command.env("BULKHEAD_BOOT_TIMEOUT_S", EMULATED_BOOT_LIMIT_S);
     }

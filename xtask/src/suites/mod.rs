@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 
 use self::count::Count;
 pub use self::guests::inside;
-use crate::{dist, packages};
+use crate::{dist, packages, tools};
 
 /// What to test.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +41,9 @@ struct Suite {
     kind: Kind,
     about: &'static str,
 }
+
+/// The suite that exercises file systems with programs of others.
+const VOLUMES: &str = "volumes";
 
 const SUITES: &[Suite] = &[
     Suite { name: "unit", kind: Kind::Unit, about: "unit and property tests of every package" },
@@ -86,6 +89,11 @@ const SUITES: &[Suite] = &[
         about: "disks: roots and volumes from images, device nodes, failures of images",
     },
     Suite {
+        name: VOLUMES,
+        kind: Kind::Guests { weight: 4 },
+        about: "mounts, and files of a share beside the same files on the host",
+    },
+    Suite {
         name: "net",
         kind: Kind::Guests { weight: 2 },
         about: "network namespaces as engines make them, changes while guests run",
@@ -115,6 +123,11 @@ pub fn test(selection: &Selection) -> Result<u8> {
     packages::ensure(&[&packages::BUILD, &packages::TESTS])?;
     let guests: Vec<Suite> =
         suites.iter().filter(|suite| matches!(suite.kind, Kind::Guests { .. })).copied().collect();
+    let mut variables = Vec::new();
+    if suites.iter().any(|suite| suite.name == VOLUMES) {
+        packages::ensure(&[&packages::VOLUMES])?;
+        variables = tools::ensure()?;
+    }
     if suites.iter().any(|suite| suite.kind != Kind::Unit) {
         dist::everything()?;
     }
@@ -127,7 +140,7 @@ pub fn test(selection: &Selection) -> Result<u8> {
         }
     }
     if !guests.is_empty() {
-        total.add(guests::run(&guests, selection.full)?);
+        total.add(guests::run(&guests, selection.full, &variables)?);
     }
     println!("tests: {} passed, {} failed", total.passed, total.failed);
     Ok(u8::from(total.failed > 0))
