@@ -15,6 +15,7 @@ pub mod block;
 pub mod bundle;
 pub mod cgroup;
 pub mod cli;
+pub mod config;
 pub mod console;
 pub mod control;
 pub mod doctor;

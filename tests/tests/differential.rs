@@ -2,9 +2,9 @@
 
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bulkhead_tests::{Bundle, Outcome, bulkhead, run, unique_id};
+use bulkhead_tests::{Bundle, LIMIT, Outcome, bulkhead, run, unique_id};
 use serde_json::{Value, json};
 
 fn under(program: Command, bundle: &Bundle) -> Outcome {
@@ -127,7 +127,7 @@ impl Side {
 
     /// Waits until the container is in this state.
     fn await_status(&self, status: &str) {
-        let limit = Instant::now() + Duration::from_secs(120);
+        let limit = Instant::now() + LIMIT;
         loop {
             let state: Value =
                 serde_json::from_slice(&self.run("state ID").expect(0).stdout).expect("JSON");

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use bulkhead_tests::{Bundle, Created, LIMIT, Leftovers, Outcome, bulkhead, run, unique_id};
@@ -373,4 +373,44 @@ fn stats_tell_what_every_process_costs() {
     assert!(of("used_bytes") > 0 && of("used_bytes") < of("total_bytes"), "{guest}");
     let table = run(bulkhead().arg("stats")).expect(0).text();
     assert!(table.lines().any(|line| line.starts_with(&container.created.id)), "{table}");
+}
+
+/// `bulkhead` with the operator's file of this text, in a mount namespace of its own.
+fn bulkhead_under(policy: &str) -> Command {
+    let script = "mount -t tmpfs policy /etc && mkdir /etc/bulkhead \
+                  && printf %s \"$0\" > /etc/bulkhead/config.toml && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    let inner = bulkhead();
+    command.args(["--mount", "sh", "-c", script, policy]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    command
+}
+
+#[test]
+fn operator_bounds_a_microvm_and_names_its_kernel_parameters() {
+    let policy = "[limits]\nmemory_mib = 256\n[kernel_parameters]\n\
+                  allow = [\"mitigations\"]\nalways = [\"page_alloc.shuffle=0\"]\n";
+    let id = unique_id("limits");
+    let mut bundle = Bundle::script("while :; do sleep 1; done");
+    bundle.edit(|config| {
+        config["annotations"]["io.bulkhead.kernel-parameters"] = json!("mitigations=off");
+        config["linux"]["resources"]["memory"] = json!({"limit": 64 * MIB});
+    });
+    let quiet = |mut command: Command| {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()
+    };
+    let mut start = bulkhead_under(policy);
+    start.args(["run", "--detach", "--bundle"]).arg(bundle.path()).arg(&id);
+    assert!(quiet(start).expect("unshare starts").success());
+    let line = run(bulkhead().args(["exec", &id, "cat", "/proc/cmdline"])).expect(0).text();
+    assert!(line.contains(" page_alloc.shuffle=0 mitigations=off"), "{line}");
+    run(bulkhead().args(["update", "--memory", "128m", &id])).expect(0);
+    let refused = run(bulkhead().args(["update", "--memory", "1g", &id])).expect(1);
+    assert!(refused.stderr.contains("made for at most 256"), "{}", refused.stderr);
+    run(bulkhead().args(["delete", "--force", &id])).expect(0);
+
+    let mut refused = bulkhead_under("[limits]\nmemory_mib = 256\n");
+    let refused = run(refused.args(["run", "--bundle"]).arg(bundle.path()).arg(&id)).expect(1);
+    let words = "\"mitigations\" is not allowed: this host's operator does not allow the kernel";
+    assert!(refused.stderr.contains(words), "{}", refused.stderr);
 }

@@ -1,11 +1,13 @@
 //! `features` (`features.md` of the runtime specification).
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::print_json;
 use super::version::SPEC_VERSION;
 use crate::failure::Failure;
-use crate::plan::MOUNT_OPTIONS;
+use crate::plan::{MOUNT_OPTIONS, annotations};
 
 pub(super) fn run() -> Result<u8, Failure> {
     print_json(&features())
@@ -29,12 +31,15 @@ fn features() -> Value {
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": false}
         },
-        "annotations": {
-            "io.bulkhead.version": env!("CARGO_PKG_VERSION"),
-            "io.bulkhead.vm": "kvm"
-        },
+        "annotations": metadata(),
         "potentiallyUnsafeConfigAnnotations": ["io.bulkhead."]
     })
+}
+
+/// What this runtime is, and the annotations of containers that it reads.
+fn metadata() -> BTreeMap<&'static str, &'static str> {
+    let own = [("io.bulkhead.version", env!("CARGO_PKG_VERSION")), ("io.bulkhead.vm", "kvm")];
+    own.into_iter().chain(annotations()).collect()
 }
 
 #[cfg(test)]

@@ -49,12 +49,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::plan::plan;
+    use crate::plan::{Policy, plan};
 
     #[test]
     fn default_spec_can_be_planned() {
         let spec = serde_json::from_str(DEFAULT_SPEC).unwrap();
-        let plan = plan(&"a".parse().unwrap(), Path::new("/b"), spec).unwrap();
+        let plan = plan(&"a".parse().unwrap(), Path::new("/b"), spec, &Policy::default()).unwrap();
         assert!(plan.terminal && plan.root.read_only && plan.notes.is_empty());
     }
 

@@ -278,7 +278,7 @@ fn specification_passes_the_planner() {
     let json = serde_json::to_string(&spec).unwrap();
     assert!(json.len() < bulkhead_protocol::limits::SPEC_MAX);
     let id = ID.parse().unwrap();
-    crate::plan::plan(&id, Path::new("/"), spec).unwrap();
+    crate::plan::plan(&id, Path::new("/"), spec, &crate::plan::Policy::default()).unwrap();
 }
 
 #[test]

@@ -1,11 +1,6 @@
 //! What becomes a virtio block device: mounts of image files and block devices, the annotations
-//! `io.bulkhead.root` and `io.bulkhead.block.NAME`, and block devices in `linux.devices`.
-//!
-//! ```text
-//! io.bulkhead.root       = PATH[:ro][,type=FS][,overlay[=SIZE]][,layer][,iops=N][,bps=SIZE][,queues=N]
-//! io.bulkhead.block.NAME = PATH[:ro][,node=/dev/X][,iops=N][,bps=SIZE][,queues=N]
-//!                        | PATH[:ro],mount=/DIR[,type=FS][,iops=N][,bps=SIZE][,queues=N]
-//! ```
+//! `io.bulkhead.root` and `io.bulkhead.block.NAME` (their form: `annotations`), and block devices in
+//! `linux.devices`.
 
 mod devices;
 mod mounts;
@@ -19,11 +14,11 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::limits::BLOCKS_MAX;
 use bulkhead_protocol::vm::RawRateLimit;
-use oci_spec::runtime::{Linux, Spec};
+use oci_spec::runtime::Linux;
 
 use self::options::Options;
-use super::PlanError;
 use super::mounts::MountPlan;
+use super::{PlanError, annotations};
 
 pub(super) use self::mounts::is_disk;
 
@@ -169,17 +164,16 @@ pub enum DiskUse {
 /// what of them is the guest's goes to `mounts`. The root comes first.
 pub(super) fn plan(
     bundle: &Path,
-    spec: &Spec,
+    annotations: &HashMap<String, String>,
     linux: &mut Linux,
     mounts: &mut MountPlan,
 ) -> Result<Vec<DiskPlan>, PlanError> {
     let mut disks = Vec::new();
-    let annotations = spec.annotations().clone().unwrap_or_default();
     if let Some(text) = annotations.get(ROOT) {
         disks.push(root(bundle, text)?);
     }
     disks.append(&mut mounts.disks);
-    volumes(bundle, &annotations, &mut disks, mounts)?;
+    volumes(bundle, annotations, &mut disks, mounts)?;
     devices::plan(linux, &mut disks)?;
     if disks.len() > BLOCKS_MAX {
         return Err(PlanError::refused("block devices", "a microVM has at most 16 disks"));
@@ -188,7 +182,7 @@ pub(super) fn plan(
 }
 
 fn root(bundle: &Path, text: &str) -> Result<DiskPlan, PlanError> {
-    let field = annotation(ROOT);
+    let field = annotations::field(ROOT);
     let options = Options::parse(&field, text)?;
     if options.mount.is_some() || options.node.is_some() {
         return Err(PlanError::invalid(field, text, "the root has neither mount= nor node="));
@@ -221,7 +215,7 @@ fn volumes(
         .collect();
     named.sort_unstable();
     for (name, text) in named {
-        let field = annotation(&format!("{BLOCK}{name}"));
+        let field = annotations::field(&format!("{BLOCK}{name}"));
         check_serial(&field, name)?;
         let options = Options::parse(&field, text)?;
         let (read_only, fstype) = (options.read_only, options.fstype);
@@ -268,8 +262,4 @@ fn check_serial(field: &str, name: &str) -> Result<(), PlanError> {
         return Err(PlanError::invalid(field, name, reason));
     }
     Ok(())
-}
-
-fn annotation(key: &str) -> String {
-    format!("annotations[{key:?}]")
 }

@@ -20,11 +20,13 @@ mod hooks;
 mod mounts;
 mod namespaces;
 mod net_limits;
+mod policy;
 mod process;
 mod rates;
 mod resources;
 #[cfg(test)]
 mod tests;
+mod tuned;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,13 +36,16 @@ use bulkhead_protocol::id::ContainerId;
 use oci_spec::runtime::{Linux, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Spec};
 use thiserror::Error;
 
+use self::tuned::Tuned;
 use crate::failure::Explain;
 use crate::hooks::Hooks;
 
+pub use annotations::annotations;
 pub use disks::{DiskPlan, DiskSource, DiskUse, FileSystem, MOUNT_DIR, ROOT_TARGET};
 pub use mounts::{IdMap, IdRange, MOUNT_OPTIONS};
 pub use namespaces::NetworkPlan;
 pub use net_limits::{NetLimit, NetLimits};
+pub use policy::{POLICY_FILE, Policy, PolicyError, RawPolicy};
 pub use process::plan_process;
 pub use resources::{ResourcePlan, dropped, plan_resources};
 
@@ -55,6 +60,12 @@ pub struct SandboxPlan {
     pub mem_max_mib: Option<u32>,
     /// Most vCPUs that an update may ask for, if an annotation says so.
     pub vcpus_max: Option<u32>,
+    /// The most that the operator lets any microVM have.
+    pub ceiling: Ceiling,
+    /// Words for the guest kernel's command line.
+    pub kernel_parameters: Vec<String>,
+    /// Let the guest kernel talk, and show its console when the sandbox fails.
+    pub debug_console: bool,
     /// Which of both an annotation has set: an update of the resources does not change it.
     pub fixed: Fixed,
     /// The resources as the specification has them, which an update starts from.
@@ -87,6 +98,15 @@ pub struct SandboxPlan {
     pub guest_spec: Spec,
     /// What was dropped because it means nothing here.
     pub notes: Vec<Note>,
+}
+
+/// The operator's limits of a microVM's size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ceiling {
+    /// vCPUs.
+    pub vcpus: Option<u32>,
+    /// Guest memory in MiB.
+    pub mem_mib: Option<u32>,
 }
 
 /// What annotations have set of the microVM's size.
@@ -170,6 +190,16 @@ pub enum PlanError {
         /// Why.
         reason: &'static str,
     },
+    /// A value that could be had, but that the host's operator does not allow.
+    #[error("{field}: {value:?} is not allowed: {reason}")]
+    Forbidden {
+        /// Name of the field.
+        field: String,
+        /// What it holds.
+        value: String,
+        /// What is allowed.
+        reason: String,
+    },
 }
 
 impl Explain for PlanError {
@@ -182,6 +212,7 @@ impl Explain for PlanError {
             Self::Missing(field) => format!("add {field} to config.json"),
             Self::Invalid { .. } => "correct config.json".into(),
             Self::Refused { .. } => "remove it from config.json".into(),
+            Self::Forbidden { .. } => format!("{POLICY_FILE} says what is"),
         }
     }
 }
@@ -194,6 +225,15 @@ impl PlanError {
 
     fn refused(field: impl Into<String>, reason: &'static str) -> Self {
         Self::Refused { field: field.into(), reason }
+    }
+
+    fn forbidden(
+        field: impl Into<String>,
+        value: impl ToString,
+        reason: impl Into<String>,
+    ) -> Self {
+        let (field, value, reason) = (field.into(), value.to_string(), reason.into());
+        Self::Forbidden { field, value, reason }
     }
 }
 
@@ -214,8 +254,14 @@ impl Notes {
     }
 }
 
-/// Checks `spec` and plans its sandbox. `bundle` is absolute; relative paths start there.
-pub fn plan(id: &ContainerId, bundle: &Path, mut spec: Spec) -> Result<SandboxPlan, PlanError> {
+/// Checks `spec` and plans its sandbox, which has no more than `policy` allows. `bundle` is
+/// absolute; relative paths start there.
+pub fn plan(
+    id: &ContainerId,
+    bundle: &Path,
+    mut spec: Spec,
+    policy: &Policy,
+) -> Result<SandboxPlan, PlanError> {
     let mut notes = Notes::default();
     check_version(spec.version())?;
     refuse_platforms(&spec)?;
@@ -223,11 +269,14 @@ pub fn plan(id: &ContainerId, bundle: &Path, mut spec: Spec) -> Result<SandboxPl
 
     let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
     let (resources, planned) = resources::plan(&mut linux, &mut notes)?;
-    let tuned = annotations::plan(spec.annotations().as_ref())?;
+    let annotations = policy.complete(spec.annotations().as_ref())?;
+    let tuned = tuned::plan(&annotations, policy)?;
+    let (vcpus, mem_mib) = size(&tuned, &planned, &resources, policy)?;
     let named = spec.hostname().is_some() || spec.domainname().is_some();
     let network = namespaces::plan(&mut linux, named)?;
     let mut mounts = mounts::plan(bundle, spec.mounts().as_deref().unwrap_or_default())?;
-    let disks = disks::plan(bundle, &spec, &mut linux, &mut mounts)?;
+    let mut disks = disks::plan(bundle, &annotations, &mut linux, &mut mounts)?;
+    policy.limit_disks(&mut disks)?;
     devices::check(linux.devices().as_deref().unwrap_or_default())?;
     plan_linux(&mut linux, id, &mut notes)?;
 
@@ -254,8 +303,11 @@ pub fn plan(id: &ContainerId, bundle: &Path, mut spec: Spec) -> Result<SandboxPl
     Ok(SandboxPlan {
         mem_max_mib: tuned.mem_max_mib,
         vcpus_max: tuned.vcpus_max,
-        vcpus: tuned.vcpus.unwrap_or(planned.vcpus),
-        mem_mib: tuned.mem_mib.unwrap_or(planned.mem_mib),
+        vcpus,
+        mem_mib,
+        ceiling: Ceiling { vcpus: policy.vcpus(), mem_mib: policy.mem_mib() },
+        kernel_parameters: tuned.kernel_parameters,
+        debug_console: tuned.debug_console,
         fixed: Fixed { vcpus: tuned.vcpus.is_some(), memory: tuned.mem_mib.is_some() },
         resources,
         host_resources: planned.host,
@@ -273,6 +325,25 @@ pub fn plan(id: &ContainerId, bundle: &Path, mut spec: Spec) -> Result<SandboxPl
         guest_spec: spec,
         notes: notes.0,
     })
+}
+
+/// vCPUs and memory in MiB. Annotations have been held against the policy; of what follows from the
+/// resources, a limit of memory that it does not allow is refused, and CPUs are fewer: the quota
+/// holds on the host all the same.
+fn size(
+    tuned: &Tuned,
+    planned: &ResourcePlan,
+    resources: &LinuxResources,
+    policy: &Policy,
+) -> Result<(u32, u32), PlanError> {
+    let vcpus = planned.vcpus.min(policy.vcpus().unwrap_or(u32::MAX));
+    let most = policy.mem_mib().unwrap_or(u32::MAX);
+    let limit = resources.memory().and_then(|memory| memory.limit()).filter(|limit| *limit > 0);
+    if let Some(limit) = limit.filter(|_| tuned.mem_mib.is_none() && planned.mem_mib > most) {
+        let reason = format!("this host's operator allows a guest at most {most} MiB");
+        return Err(PlanError::forbidden("linux.resources.memory.limit", limit, reason));
+    }
+    Ok((tuned.vcpus.unwrap_or(vcpus), tuned.mem_mib.unwrap_or(planned.mem_mib.min(most))))
 }
 
 /// Specification versions: every 1.x is accepted (`config.md`, "Specification version").

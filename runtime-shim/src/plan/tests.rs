@@ -34,7 +34,7 @@ fn set(spec: &mut Value, pointer: &str, value: Value) {
 
 fn run(spec: Value) -> Result<SandboxPlan, PlanError> {
     let spec = serde_json::from_value(spec).unwrap();
-    plan(&"c".parse().unwrap(), Path::new("/b"), spec)
+    plan(&"c".parse().unwrap(), Path::new("/b"), spec, &Policy::default())
 }
 
 fn with(pointer: &str, value: Value) -> Result<SandboxPlan, PlanError> {
@@ -515,4 +515,43 @@ fn resources_hold_where_they_have_a_meaning() {
             "unified": {"memory.high": "1", "cpu.weight": "2"},
         })
     );
+}
+
+fn with_policy(policy: &str, change: Value) -> Result<SandboxPlan, PlanError> {
+    let mut spec = base();
+    for (pointer, value) in change.as_object().unwrap() {
+        set(&mut spec, pointer, value.clone());
+    }
+    let spec = serde_json::from_value(spec).unwrap();
+    plan(&"c".parse().unwrap(), Path::new("/b"), spec, &policy::parse(policy).unwrap())
+}
+
+#[test]
+fn microvm_has_no_more_than_the_operator_allows() {
+    let policy = "[limits]\nvcpus = 2\nmemory_mib = 200\n";
+    let plan = with_policy(policy, json!({})).unwrap();
+    assert_eq!((plan.vcpus, plan.mem_mib), (1, 200));
+    assert_eq!(plan.ceiling, Ceiling { vcpus: Some(2), mem_mib: Some(200) });
+    let cpu =
+        json!({"/linux/resources": {"cpu": {"quota": 900_000}, "memory": {"limit": 1 << 20}}});
+    let plan = with_policy(policy, cpu).unwrap();
+    assert_eq!((plan.vcpus, plan.mem_mib), (2, 65));
+    let memory = json!({"/linux/resources": {"memory": {"limit": 137 << 20}}});
+    let shown = with_policy(policy, memory).unwrap_err().to_string();
+    assert!(shown.starts_with("linux.resources.memory.limit: "), "{shown}");
+    assert!(shown.contains("operator allows a guest at most 200 MiB"), "{shown}");
+}
+
+#[test]
+fn disk_is_no_faster_than_the_operator_allows() {
+    let policy = "[limits]\ndisk_iops = 100\n[kernel_parameters]\nalways = [\"a\"]\n";
+    let disk = |text: &str| json!({"/annotations": {"io.bulkhead.block.a": text}});
+    for (text, iops) in [("/a", 100), ("/a,iops=7", 7), ("/a,bps=9", 100)] {
+        let plan = with_policy(policy, disk(text)).unwrap();
+        assert_eq!(plan.disks[0].rate.unwrap().ops.unwrap().size, iops, "{text}");
+        assert_eq!(plan.kernel_parameters, ["a"]);
+    }
+    let shown = with_policy(policy, disk("/a,iops=101")).unwrap_err().to_string();
+    assert!(shown.starts_with("annotations[\"io.bulkhead.block.a\"]: \"101\" is not"), "{shown}");
+    assert_eq!(with_policy("", disk("/a")).unwrap().disks[0].rate, None);
 }

@@ -7,7 +7,7 @@ use bulkhead_protocol::limits::{MEM_MIB_MAX, VCPUS_MAX};
 
 use super::resize::Size;
 use crate::Failure;
-use crate::plan::SandboxPlan;
+use crate::plan::{Ceiling, SandboxPlan};
 
 /// A guest can grow to so many times the memory of its start. The kernel describes each added
 /// page in 64 bytes of memory that was there before: a quarter of it at the most.
@@ -49,6 +49,12 @@ pub struct Capacity {
 impl Capacity {
     /// What `plan` says, and where it says nothing, what `host` can give.
     pub(super) fn new(plan: &SandboxPlan, host: Host) -> Self {
+        // To a microVM, the host has no more than its operator allows.
+        let Ceiling { vcpus, mem_mib } = plan.ceiling;
+        let host = Host {
+            cpus: host.cpus.min(vcpus.unwrap_or(u32::MAX)),
+            mem_mib: host.mem_mib.min(mem_mib.unwrap_or(u32::MAX)),
+        };
         let start = Size { mem_mib: plan.mem_mib, vcpus: plan.vcpus };
         Self::between(start, plan.mem_max_mib, plan.vcpus_max, host)
     }

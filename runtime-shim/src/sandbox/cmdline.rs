@@ -25,12 +25,17 @@ const QUIET: &str = "quiet loglevel=4";
 /// With `--debug` everything is.
 const LOUD: &str = "ignore_loglevel";
 
-/// The command line. CPUs that may come later are there, but not started: `maxcpus`.
-pub(super) fn cmdline(debug: bool, capacity: &Capacity) -> String {
+/// The command line, with the `parameters` that operator and container have added last. CPUs that
+/// may come later are there, but not started: `maxcpus`.
+pub(super) fn cmdline(debug: bool, capacity: &Capacity, parameters: &[String]) -> String {
     let mut text = format!("{} {BASE}", if debug { LOUD } else { QUIET });
     let Capacity { start, most } = capacity;
     if start.vcpus < most.vcpus {
         text += &format!(" maxcpus={}", start.vcpus);
+    }
+    for parameter in parameters {
+        text.push(' ');
+        text.push_str(parameter);
     }
     text
 }
@@ -43,7 +48,8 @@ mod tests {
     #[test]
     fn command_line_fits_and_is_quiet_unless_debugged() {
         let limit = bulkhead_protocol::limits::CMDLINE_MAX / 2;
-        let (loud, quiet) = (cmdline(true, &capacity(1, 32)), cmdline(false, &capacity(1, 32)));
+        let (loud, quiet) =
+            (cmdline(true, &capacity(1, 32), &[]), cmdline(false, &capacity(1, 32), &[]));
         assert!(loud.len() < limit && !loud.contains("quiet"));
         assert!(quiet.len() < limit && quiet.contains("quiet"));
         assert!(!quiet.contains("  "));
@@ -51,8 +57,10 @@ mod tests {
 
     #[test]
     fn cpus_that_may_come_later_are_not_started() {
-        assert!(cmdline(false, &capacity(2, 4)).ends_with(" maxcpus=2"));
-        assert!(!cmdline(false, &capacity(2, 2)).contains("maxcpus"));
+        assert!(cmdline(false, &capacity(2, 4), &[]).ends_with(" maxcpus=2"));
+        assert!(!cmdline(false, &capacity(2, 2), &[]).contains("maxcpus"));
+        let added = ["a=1".to_owned(), "b".to_owned()];
+        assert!(cmdline(false, &capacity(2, 4), &added).ends_with(" maxcpus=2 a=1 b"));
     }
 
     fn capacity(start: u32, most: u32) -> Capacity {

@@ -18,6 +18,7 @@ use super::workload::{start_failure, workload};
 use crate::agent_client::{AgentClient, AgentError, Call, ExitStatus, Progress, wait_reply};
 use crate::block::GuestDisks;
 use crate::cgroup::settings;
+use crate::config;
 use crate::control::ControlServer;
 use crate::failure::Failure;
 use crate::hooks::{Hooks, Runner};
@@ -84,13 +85,14 @@ pub(super) fn supervise(
     let signals = Signals::block()
         .map_err(|e| Failure::new("preparing the supervisor", e.to_string(), ""))?;
     let SandboxRequest { options, root } = request;
-    let plan = plan(&options.id, &options.bundle, options.spec.clone())?;
+    let policy = config::policy()?;
+    let plan = plan(&options.id, &options.bundle, options.spec.clone(), &policy)?;
     if options.debug {
         for note in &plan.notes {
             eprintln!("bulkhead: {} is dropped: {}", note.field, note.reason);
         }
     }
-    let prepared = prepare(&plan, root, options.debug)?;
+    let prepared = prepare(&plan, root, options.debug || plan.debug_console)?;
     let guest_disks = prepared.guest_disks().clone();
     let limit = boot_limit(&plan)?;
     let boot = |claim: &mut Claim, signals: &mut Signals, network| {

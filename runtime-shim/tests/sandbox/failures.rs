@@ -188,6 +188,47 @@ fn bind_source_that_is_absent_is_named_by_field() {
 }
 
 #[test]
+fn annotation_beyond_what_the_operator_allows_is_refused() {
+    let Some(rig) = Rig::new("run") else { return };
+    rig.bundle_with("p", &["exit", "7"], |spec| {
+        spec["annotations"]["io.bulkhead.vcpus"] = "2".into();
+    });
+    let run = |policy, mode| rig.run_with_policy(policy, mode, &["run", "-b", "p", "c"]);
+    let allowed = run("[limits]\nvcpus = 2\n", "644");
+    assert_eq!(allowed.status.code(), Some(7), "{}", stderr(&allowed));
+    for (policy, mode, shown) in [
+        (
+            "[limits]\nvcpus = 1\n",
+            "644",
+            "bulkhead: planning the sandbox: annotations[\"io.bulkhead.vcpus\"]: \"2\" is not allowed: \
+             this host's operator allows at most 1 by limits.vcpus (/etc/bulkhead/config.toml says what is)\n",
+        ),
+        (
+            "annotations = []\n",
+            "644",
+            "bulkhead: planning the sandbox: annotations[\"io.bulkhead.vcpus\"]: \"2\" is not allowed: \
+             this host's operator does not allow the annotation",
+        ),
+        (
+            "",
+            "666",
+            "bulkhead: reading the host's configuration: /etc/bulkhead/config.toml belongs to user 0 \
+             with mode 666, and others than root could change it",
+        ),
+        (
+            "limits",
+            "644",
+            "bulkhead: reading the host's configuration: /etc/bulkhead/config.toml, line 1: ",
+        ),
+    ] {
+        let output = run(policy, mode);
+        assert!(stderr(&output).starts_with(shown), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(1));
+    }
+    rig.assert_clean();
+}
+
+#[test]
 fn missing_parts_of_the_installation_are_named() {
     let Some(rig) = Rig::new("run") else { return };
     for part in ["vmlinux", "bulkhead-fsd", "bulkhead-vmm"] {

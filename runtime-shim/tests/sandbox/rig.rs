@@ -102,6 +102,21 @@ impl Rig {
         self.command(args).output().unwrap()
     }
 
+    /// Runs a command where the operator's file has this text and mode, in a mount namespace of
+    /// its own.
+    pub fn run_with_policy(&self, policy: &str, mode: &str, args: &[&str]) -> Output {
+        let script = "mount -t tmpfs policy /etc && mkdir /etc/bulkhead \
+                      && cat > /etc/bulkhead/config.toml \
+                      && chmod \"$0\" /etc/bulkhead/config.toml && exec \"$@\"";
+        let inner = self.command(args);
+        let variables = inner.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        let mut outer = Command::new("unshare");
+        outer.args(["--mount", "sh", "-c", script, mode]).arg(inner.get_program());
+        outer.args(inner.get_args()).envs(variables).current_dir(self.dir.path());
+        outer.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        feed(outer.spawn().unwrap(), policy.as_bytes())
+    }
+
     /// Runs a command that must succeed, and gives its output.
     pub fn succeed(&self, args: &[&str]) -> String {
         let output = self.run(args);

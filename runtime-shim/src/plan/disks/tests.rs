@@ -3,7 +3,7 @@
 use oci_spec::runtime::LinuxDeviceType;
 use serde_json::{Value, json};
 
-use super::super::{SandboxPlan, plan};
+use super::super::{Policy, SandboxPlan, plan};
 use super::*;
 
 fn run(change: impl FnOnce(&mut Value)) -> Result<SandboxPlan, PlanError> {
@@ -16,7 +16,7 @@ fn run(change: impl FnOnce(&mut Value)) -> Result<SandboxPlan, PlanError> {
     });
     change(&mut spec);
     let spec = serde_json::from_value(spec).unwrap();
-    plan(&"c".parse().unwrap(), Path::new("/b"), spec)
+    plan(&"c".parse().unwrap(), Path::new("/b"), spec, &Policy::default())
 }
 
 fn annotated(pairs: &[(&str, &str)]) -> Result<SandboxPlan, PlanError> {

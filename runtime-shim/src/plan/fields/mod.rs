@@ -13,7 +13,7 @@ use std::path::Path;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use super::{SandboxPlan, plan};
+use super::{Policy, SandboxPlan, plan};
 use crate::bundle::{self, CONFIG, Config};
 use crate::failure::Failure;
 
@@ -103,7 +103,7 @@ fn planned(config: &Value) -> Result<SandboxPlan, Failure> {
 }
 
 fn plan_it(spec: Spec) -> Result<SandboxPlan, Failure> {
-    Ok(plan(&"c".parse().expect("an id"), Path::new("/b"), spec)?)
+    Ok(plan(&"c".parse().expect("an id"), Path::new("/b"), spec, &Policy::default())?)
 }
 
 /// `linux.devices[0] (x)` as `linux.devices[] (x)`.
