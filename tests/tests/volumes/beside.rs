@@ -95,7 +95,8 @@ fn verdicts(outcome: &Outcome) -> BTreeMap<String, String> {
     found
 }
 
-/// Sleeps longer than any clock of files ticks; users that every Debian has.
+/// Sleeps longer than any clock of files ticks, also when the processor that advances it has to
+/// wait (the kernel lets another take over after five ticks); users that every Debian has.
 const PJDFSTEST: &str = r#"
 [features]
 posix_fallocate = {}
@@ -103,7 +104,7 @@ rename_ctime = {}
 utime_now = {}
 utimensat = {}
 [settings]
-naptime = 0.02
+naptime = 0.05
 [dummy_auth]
 entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 "#;

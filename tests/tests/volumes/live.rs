@@ -19,7 +19,7 @@ fn sharing(source: &Path) -> Created {
 
 /// A loop of a shell that ends with an error after a long time.
 fn until(condition: &str) -> String {
-    format!("i=0; until {condition}; do sleep 0.1; i=$((i + 1)); [ $i -lt 600 ] || exit 9; done")
+    format!("i=0; until {condition}; do sleep 0.1; i=$((i + 1)); [ $i -lt 3000 ] || exit 9; done")
 }
 
 #[track_caller]

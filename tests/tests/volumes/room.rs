@@ -9,7 +9,7 @@ use bulkhead_tests::{Bundle, Created, Outcome, bulkhead, run, unique_id};
 use serde_json::{Value, json};
 
 /// How long anything may take that is waited for.
-pub const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(600);
 /// Between two looks.
 const STEP: Duration = Duration::from_millis(100);
 

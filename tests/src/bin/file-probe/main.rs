@@ -28,7 +28,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// How long a case may take.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 /// Between two looks whether it has ended.
 const STEP: Duration = Duration::from_millis(5);
 
