@@ -73,7 +73,7 @@ pub trait Guest {
 
 /// An interface that the guest has.
 #[derive(Debug)]
-struct Attached {
+pub(super) struct Attached {
     index: u32,
     mac: [u8; 6],
     /// MTU that the device was made with, which the guest cannot exceed.
@@ -180,7 +180,7 @@ impl Network {
         failures
     }
 
-    fn read(&mut self) -> Result<Seen, NetworkError> {
+    pub(super) fn read(&mut self) -> Result<Seen, NetworkError> {
         let own: Vec<u32> = self.slots.iter().flatten().map(|a| a.tap).collect();
         read(&mut self.netlink, &own).map_err(|e| NetworkError::Read(e.into()))
     }
@@ -245,7 +245,10 @@ impl Network {
     }
 
     /// Makes a tap beside an interface and connects the two.
-    fn plug(&mut self, interface: &Interface) -> Result<(Attached, OpenNet), NetworkError> {
+    pub(super) fn plug(
+        &mut self,
+        interface: &Interface,
+    ) -> Result<(Attached, OpenNet), NetworkError> {
         let setup = |e: rustix::io::Errno| NetworkError::TapSetup(interface.name.clone(), e.into());
         let tap = tap::open(self.pairs)?;
         tap::set_mtu(&mut self.netlink, tap.index, interface.mtu).map_err(setup)?;
@@ -283,6 +286,7 @@ fn refused(interface: &Interface, refusal: Refusal) -> NetworkError {
     let name = interface.name.clone();
     match refusal {
         Refusal::Taken(pid) => NetworkError::Taken(name, pid),
+        Refusal::Kernel(rustix::io::Errno::NODEV) => NetworkError::Gone(name),
         Refusal::Kernel(e) => NetworkError::Redirect(name, e.into()),
     }
 }

@@ -78,6 +78,9 @@ pub enum NetworkError {
     /// Another sandbox has the interface.
     #[error("interface {0} belongs to the microVM of process {1}")]
     Taken(String, u32),
+    /// Somebody has removed the interface meanwhile.
+    #[error("interface {0} has vanished while it was being connected")]
+    Gone(String),
     /// Traffic control.
     #[error("redirecting interface {0}")]
     Redirect(String, #[source] io::Error),
@@ -99,6 +102,7 @@ impl Explain for NetworkError {
             Self::TapDevice(_) => "load the kernel module tun; `bulkhead doctor` tells more",
             Self::Unfit(..) | Self::Slots(..) => "take it out of the container's namespace",
             Self::Taken(..) => "containers cannot share a network namespace; stop the other one",
+            Self::Gone(_) => "keep it until the container has ended, or remove it before",
             Self::Redirect(..) => "load the kernel modules sch_ingress, cls_u32 and act_mirred",
             _ => "",
         };

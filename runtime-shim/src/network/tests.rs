@@ -225,6 +225,24 @@ fn await_carriers(count: usize) {
 }
 
 #[test]
+fn interface_that_vanishes_while_it_is_connected_is_named_and_leaves_nothing() {
+    in_namespace(|| {
+        pair();
+        let mut network = network();
+        let interfaces = network.read().unwrap().snapshot.interfaces;
+        assert_eq!(interfaces.len(), 2);
+        ip("link del eth0");
+        let before = (ip("tc qdisc"), ip("-br link"));
+        for interface in &interfaces {
+            let failure = Failure::from(network.plug(interface).unwrap_err()).to_string();
+            let wanted = format!("interface {} has vanished", interface.name);
+            assert!(failure.contains(&wanted), "{failure}");
+        }
+        assert_eq!((ip("tc qdisc"), ip("-br link")), before);
+    });
+}
+
+#[test]
 fn nothing_is_left_at_the_end() {
     in_namespace(|| {
         pair();
