@@ -93,8 +93,7 @@ pub(super) struct LaunchArgs {
     /// Host name [default: the start of the id].
     #[arg(short = 'h', long, value_name = "NAME", value_parser = settings::hostname)]
     hostname: Option<String>,
-    /// Network: default is pasta where it is installed and nothing is published, else the bridge
-    /// bulkhead0.
+    /// Network: default is the bridge bulkhead0 where nftables is installed, else pasta.
     #[arg(
         long,
         visible_alias = "net",

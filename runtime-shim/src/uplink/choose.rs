@@ -53,10 +53,10 @@ fn decide(wanted: Wanted, publishes: bool, machine: Machine) -> Result<Backend, 
         }
         Wanted::Only(Backend::Bridge) if !nft => refused("nft is missing: install nftables"),
         Wanted::Only(backend) => Ok(backend),
-        Wanted::Any if pasta && default_route && !publishes => Ok(Backend::Pasta),
         Wanted::Any if nft => Ok(Backend::Bridge),
         Wanted::Any if publishes => refused("nft is missing: install nftables to publish ports"),
-        Wanted::Any => refused("neither pasta nor nft is usable: install passt or nftables"),
+        Wanted::Any if pasta && default_route => Ok(Backend::Pasta),
+        Wanted::Any => refused("neither nft nor pasta is usable: install nftables or passt"),
     }
 }
 
@@ -68,7 +68,7 @@ pub fn describe() -> (bool, String) {
         (Some(plain), Some(publishing)) if plain == publishing => (true, plain.to_string()),
         (Some(plain), Some(publishing)) => (true, format!("{plain}; with -p {publishing}")),
         (Some(plain), None) => (false, format!("{plain}; -p needs nftables")),
-        _ => (false, "launch needs --network none: install passt or nftables".to_owned()),
+        _ => (false, "launch needs --network none: install nftables or passt".to_owned()),
     }
 }
 
@@ -82,16 +82,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pasta_is_taken_where_nothing_is_published_and_it_can_work() {
+    fn pasta_is_taken_where_there_is_no_nft_and_it_can_work() {
         let all = Machine { pasta: true, nft: true, default_route: true };
+        let no_nft = Machine { nft: false, ..all };
         for (machine, publishes, expected) in [
-            (all, false, Some(Backend::Pasta)),
+            (all, false, Some(Backend::Bridge)),
             (all, true, Some(Backend::Bridge)),
             (Machine { default_route: false, ..all }, false, Some(Backend::Bridge)),
-            (Machine { pasta: false, ..all }, false, Some(Backend::Bridge)),
-            (Machine { nft: false, ..all }, false, Some(Backend::Pasta)),
-            (Machine { nft: false, ..all }, true, None),
-            (Machine { nft: false, pasta: false, ..all }, false, None),
+            (no_nft, false, Some(Backend::Pasta)),
+            (no_nft, true, None),
+            (Machine { default_route: false, ..no_nft }, false, None),
+            (Machine { pasta: false, ..no_nft }, false, None),
         ] {
             let decided = decide(Wanted::Any, publishes, machine).ok();
             assert_eq!(decided, expected, "{machine:?} {publishes}");

@@ -1,11 +1,13 @@
 //! What connects a container's new network namespace with the network of the host where no
 //! engine does it: for `launch`.
 //!
-//! Two back ends. `pasta` of the passt project carries the connections of a container in user
-//! mode: nothing of the host's network changes and nobody can reach the container. It is taken
-//! where it is installed, the host has a default route, and no port is published: the versions
-//! around forward what comes from the host's own loopback to the namespace's loopback, where no
-//! guest listens. Everything else gets the bridge `bulkhead0` with NAT by nftables.
+//! Two back ends. The bridge `bulkhead0` with NAT by nftables is taken where `nft` is installed.
+//! Without it, and where no port is published, `pasta` of the passt project carries the
+//! connections of a container in user mode: nothing of the host's network changes and nobody can
+//! reach the container. It is not the first choice because the version of Debian 12 repeats bytes
+//! of a stream whose sender ends its direction while the other still goes on, and because the
+//! versions around forward what comes from the host's own loopback to the namespace's loopback,
+//! where no guest listens.
 //!
 //! Input: what the caller's flags say ([`Request`], trusted) and the two namespaces. The guest
 //! reaches pasta and the host's network stack by packets only. Whatever is made ends with the
