@@ -42,7 +42,8 @@ impl Leftovers {
     }
 }
 
-/// Processes whose program is one of ours, zombies left out: a zombie is its parent's to reap.
+/// Processes whose program is one of ours or pasta, zombies left out: a zombie is its parent's to
+/// reap.
 fn processes() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for pid in names(Path::new("/proc")) {
@@ -55,7 +56,9 @@ fn processes() -> BTreeSet<String> {
         let Some(name) = program.file_name().and_then(|name| name.to_str()) else {
             continue;
         };
-        if ["bulkhead", "bulkhead-vmm", "bulkhead-fsd"].contains(&name) {
+        let ours = ["bulkhead", "bulkhead-vmm", "bulkhead-fsd"].contains(&name);
+        // `pasta` is a link to the program of another name.
+        if ours || name.starts_with("passt") {
             found.insert(format!("{name} {pid}"));
         }
     }

@@ -5,8 +5,10 @@
 
 pub mod bench;
 pub mod bundle;
+pub mod cni;
 pub mod container;
 pub mod disk;
+pub mod docker;
 pub mod fsd;
 pub mod guest;
 pub mod image;
@@ -14,6 +16,8 @@ pub mod interfaces;
 pub mod leftovers;
 pub mod memory;
 pub mod netns;
+pub mod peer;
+pub mod podman;
 pub mod process;
 pub mod size;
 pub mod tap;

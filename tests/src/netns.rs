@@ -5,7 +5,10 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use serde_json::json;
+
 use crate::LIMIT;
+use crate::bundle::Bundle;
 use crate::process::{run, unique_id};
 
 /// A namespace with a name below `/run/netns`.
@@ -100,6 +103,26 @@ impl Drop for Namespace {
 fn is_up(line: &str, name: &str) -> bool {
     let mut words = line.split_whitespace();
     words.next().and_then(|word| word.split('@').next()) == Some(name) && words.next() == Some("UP")
+}
+
+/// Makes a bundle's network namespace the one that `path` leads to.
+pub fn join(bundle: &mut Bundle, path: &str) {
+    bundle.edit(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        for namespace in namespaces.iter_mut().filter(|n| n["type"] == "network") {
+            namespace["path"] = json!(path);
+        }
+    });
+}
+
+/// Lets a bundle's process, and what is added to it, ping.
+pub fn allow_ping(bundle: &mut Bundle) {
+    bundle.edit(|config| {
+        for set in ["bounding", "effective", "permitted"] {
+            let capabilities = config["process"]["capabilities"][set].as_array_mut();
+            capabilities.expect("capabilities").push(json!("CAP_NET_RAW"));
+        }
+    });
 }
 
 /// Runs iproute2's `ip`, which must succeed, and gives what it printed.

@@ -1,6 +1,8 @@
 //! Running programs and taking their outcome.
 
+use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -66,6 +68,19 @@ pub(crate) fn log_tail() -> String {
     let bytes = std::fs::read(log_file()).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL)..]);
     format!("log: {}", text.replace("\\n", "\n"))
+}
+
+/// Writes a program to `path` that is the `bulkhead` under test for engines, which pass no variable
+/// on.
+pub fn runtime_script(path: &Path) {
+    let mut script = "#!/bin/sh\n".to_owned();
+    for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with("BULKHEAD_")) {
+        script += &format!("export {name}='{value}'\n");
+    }
+    let program = fs::canonicalize(bulkhead().get_program()).expect("bulkhead is built");
+    script += &format!("exec '{}' \"$@\"\n", program.display());
+    fs::write(path, script).expect("the program");
+    fs::set_permissions(path, Permissions::from_mode(0o755)).expect("mode");
 }
 
 /// Runs a command to its end with an empty standard input.

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use bulkhead_tests::netns::{Namespace, ip};
+use bulkhead_tests::netns::{self, Namespace, ip};
 use bulkhead_tests::{Bundle, Created, LIMIT, Leftovers, Outcome, bulkhead, run, unique_id};
 use serde_json::{Value, json};
 
@@ -59,21 +59,9 @@ impl Container {
 /// added to it may ping.
 fn server(namespace: &Namespace) -> Bundle {
     let mut bundle = Bundle::script("exec nc -ll -p 7 -e cat");
-    bundle.edit(|config| {
-        in_namespace(config, &namespace.path());
-        for set in ["bounding", "effective", "permitted"] {
-            let capabilities = config["process"]["capabilities"][set].as_array_mut();
-            capabilities.expect("capabilities").push(json!("CAP_NET_RAW"));
-        }
-    });
+    netns::join(&mut bundle, &namespace.path());
+    netns::allow_ping(&mut bundle);
     bundle
-}
-
-fn in_namespace(config: &mut Value, path: &str) {
-    let namespaces = config["linux"]["namespaces"].as_array_mut().expect("namespaces");
-    for namespace in namespaces.iter_mut().filter(|n| n["type"] == "network") {
-        namespace["path"] = json!(path);
-    }
 }
 
 /// Sends `bytes` to port 7 of `address`, and fails unless they come back.
@@ -315,7 +303,7 @@ fn bad_namespaces_are_refused_by_name_and_leave_nothing() {
     let before = Leftovers::now();
     let refused = |path: &str, words: &str| {
         let mut bundle = Bundle::new(&["/bin/true"]);
-        bundle.edit(|config| in_namespace(config, path));
+        netns::join(&mut bundle, path);
         let outcome = run_bundle(&bundle).expect(1);
         assert!(outcome.stderr.contains(words), "{path}: {}", outcome.stderr);
     };

@@ -49,7 +49,7 @@ enum Task {
         /// Print the names of the suites
         #[arg(long)]
         list: bool,
-        /// Long forms: a thousand kills
+        /// Long forms: a thousand kills, a GiB each way through a network
         #[arg(long)]
         full: bool,
     },

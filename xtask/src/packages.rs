@@ -48,8 +48,8 @@ pub const HOST: Group = Group {
     packages: &["qemu-system-x86", "qemu-system-common", "busybox-static", "kmod", "iproute2"],
 };
 
-/// Reference runtimes and image builders of the end-to-end tests, the benchmark and the demo, and
-/// the back ends of `launch`'s networks.
+/// Reference runtimes and image builders of the end-to-end tests, the benchmark and the demo, the
+/// back ends of `launch`'s networks, and engines with their network plugins.
 pub const TESTS: Group = Group {
     purpose: "tests and benchmarks",
     packages: &[
@@ -65,6 +65,8 @@ pub const TESTS: Group = Group {
         "attr",
         "nftables",
         "passt",
+        "containernetworking-plugins",
+        "podman",
     ],
 };
 

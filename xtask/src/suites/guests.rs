@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::count::Count;
 use super::here::show;
-use super::{Kind, Suite};
+use super::{Kind, Suite, docker};
 use crate::cargo::{TESTS_PACKAGE, cargo, programs};
 use crate::host::kvm::{self, Place};
 use crate::{checkout, process};
@@ -23,6 +23,9 @@ const TIMEOUT_FULL_S: u32 = 6 * 3600;
 const EMULATED_BOOT_LIMIT_S: &str = "120";
 /// Cycles of the long form of the `kill` suite.
 const KILL_CYCLES_FULL: &str = "1000";
+
+/// MiB of a large stream of the long form of the `engines` suite.
+const NET_MIB_FULL: &str = "1024";
 
 /// A host and what it runs.
 struct Group {
@@ -120,6 +123,15 @@ fn start(group: &Group, full: bool, variables: &Variables, log: &std::path::Path
     }
     if full && std::env::var_os("BULKHEAD_KILL_CYCLES").is_none() {
         command.env("BULKHEAD_KILL_CYCLES", KILL_CYCLES_FULL);
+    }
+    if group.programs.iter().any(|(name, _)| *name == "docker") {
+        let (dir, path) = (docker::ensure()?, std::env::var("PATH").unwrap_or_default());
+        let [programs, servers] = ["usr/bin", "usr/sbin"].map(|name| dir.join(name));
+        let path = format!("{path}:{}:{}", programs.display(), servers.display());
+        command.env("PATH", path);
+    }
+    if full && std::env::var_os("BULKHEAD_NET_MIB").is_none() {
+        command.env("BULKHEAD_NET_MIB", NET_MIB_FULL);
     }
     let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let errors = output.try_clone().context("cannot share a log")?;

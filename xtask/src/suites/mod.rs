@@ -5,6 +5,7 @@
 //! as there are processors.
 
 mod count;
+mod docker;
 mod guests;
 mod here;
 
@@ -97,6 +98,21 @@ const SUITES: &[Suite] = &[
         name: "net",
         kind: Kind::Guests { weight: 2 },
         about: "network namespaces as engines make them, changes while guests run",
+    },
+    Suite {
+        name: "engines",
+        kind: Kind::Guests { weight: 3 },
+        about: "networks that CNI plugins and Docker's steps make; --full: a GiB each way",
+    },
+    Suite {
+        name: "uplink",
+        kind: Kind::Guests { weight: 2 },
+        about: "the network that launch makes, from inside guests",
+    },
+    Suite {
+        name: "docker",
+        kind: Kind::Guests { weight: 2 },
+        about: "a Docker daemon with bulkhead as its runtime",
     },
     Suite {
         name: "failures",

@@ -1,0 +1,32 @@
+//! Docker's programs for the suite of that name, unpacked into `target/docker`: an installed
+//! package would start a daemon that changes the network of this machine.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::progress::Progress;
+use crate::{checkout, packages};
+
+/// The packages of daemon, client and what they run; runc is installed for other suites.
+const PACKAGES: [&str; 2] = ["docker.io", "containerd"];
+
+/// The directory of the programs; made if it is not there.
+pub fn ensure() -> Result<PathBuf> {
+    let dir = checkout::target().join("docker");
+    if !dir.exists() {
+        let progress = Progress::start("fetching Docker for its suite");
+        let partial = dir.with_extension("partial");
+        if partial.exists() {
+            fs::remove_dir_all(&partial)
+                .with_context(|| format!("cannot remove {}", partial.display()))?;
+        }
+        for package in PACKAGES {
+            packages::unpack(package, &partial)?;
+        }
+        fs::rename(&partial, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        progress.finish();
+    }
+    Ok(dir)
+}
