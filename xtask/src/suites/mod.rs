@@ -31,7 +31,8 @@ enum Kind {
     Unit,
     /// One test program of the tests package, on this machine.
     Here,
-    /// One test program of the tests package, where KVM is usable; its share of the work.
+    /// One test program of the tests package, where KVM is usable; how long it takes beside the
+    /// others, in minutes of an emulated host.
     Guests { weight: u32 },
 }
 
@@ -61,12 +62,12 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "differential",
-        kind: Kind::Guests { weight: 1 },
+        kind: Kind::Guests { weight: 2 },
         about: "the same bundles under runc",
     },
     Suite {
         name: "launch",
-        kind: Kind::Guests { weight: 2 },
+        kind: Kind::Guests { weight: 3 },
         about: "images in every form, the flags of docker run, the store",
     },
     Suite {
@@ -76,7 +77,7 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "memory",
-        kind: Kind::Guests { weight: 2 },
+        kind: Kind::Guests { weight: 3 },
         about: "memory that goes back to the host, guests that grow and shrink, CPUs",
     },
     Suite {
@@ -86,12 +87,12 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "block",
-        kind: Kind::Guests { weight: 3 },
+        kind: Kind::Guests { weight: 4 },
         about: "disks: roots and volumes from images, device nodes, failures of images",
     },
     Suite {
         name: VOLUMES,
-        kind: Kind::Guests { weight: 4 },
+        kind: Kind::Guests { weight: 8 },
         about: "mounts, and files of a share beside the same files on the host",
     },
     Suite {
@@ -101,12 +102,12 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "engines",
-        kind: Kind::Guests { weight: 3 },
+        kind: Kind::Guests { weight: 4 },
         about: "networks that CNI plugins and Docker's steps make; --full: a GiB each way",
     },
     Suite {
         name: "uplink",
-        kind: Kind::Guests { weight: 2 },
+        kind: Kind::Guests { weight: 4 },
         about: "the network that launch makes, from inside guests",
     },
     Suite {
@@ -116,12 +117,12 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "failures",
-        kind: Kind::Guests { weight: 3 },
+        kind: Kind::Guests { weight: 2 },
         about: "every failure: one line, the right code, nothing left",
     },
     Suite {
         name: "kill",
-        kind: Kind::Guests { weight: 4 },
+        kind: Kind::Guests { weight: 2 },
         about: "random processes killed at random moments; --full: a thousand times",
     },
 ];
