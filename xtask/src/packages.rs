@@ -53,6 +53,7 @@ pub const HOST: Group = Group {
 pub const TESTS: Group = Group {
     purpose: "tests and benchmarks",
     packages: &[
+        "iproute2",
         "busybox-static",
         "cpio",
         "runc",
