@@ -104,5 +104,9 @@ impl Drop for Docker {
             }
             std::thread::sleep(STEP);
         }
+        // The daemon leaves its rules, and forwards for nobody but its own from then on.
+        for iptables in ["iptables", "ip6tables"] {
+            run(Command::new(iptables).args(["--policy", "FORWARD", "ACCEPT"]));
+        }
     }
 }
