@@ -20,6 +20,10 @@ use crate::failure::Explain;
 pub const CONFIG: &str = "config.json";
 /// Configuration of FreeBSD jails (version 1.3 of the specification).
 const FREEBSD: &str = "freebsd";
+/// Bytes of names of unknown fields beyond which no further one is kept.
+const NAMES_MAX: usize = 64 << 10;
+/// What stands for those that are not kept.
+const MORE: &str = "... and more";
 
 /// Why a bundle cannot be read.
 #[derive(Debug, Error)]
@@ -82,9 +86,9 @@ pub struct Config {
 /// The bundle's configuration.
 pub fn read_spec(bundle: &Path) -> Result<Config, BundleError> {
     let (spec, unknown) = read_json(&bundle.join(CONFIG))?;
-    match unknown.iter().any(|field| field == FREEBSD) {
+    match unknown.freebsd {
         true => Err(BundleError::Platform(FREEBSD)),
-        false => Ok(Config { spec, unknown }),
+        false => Ok(Config { spec, unknown: unknown.names }),
     }
 }
 
@@ -94,19 +98,44 @@ pub fn read_process(path: &Path) -> Result<Process, BundleError> {
 }
 
 /// The value in a file, and the fields that are no part of it.
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<(T, Vec<String>), BundleError> {
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<(T, Unknowns), BundleError> {
     let bytes = read_bounded(path)?;
     // serde takes an array for a structure, too; the specification does not.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         let error = serde::de::Error::custom("an object is wanted");
         return Err(BundleError::Malformed(path.to_owned(), error));
     }
-    let mut unknown = vec![];
+    let mut unknown = Unknowns::default();
     let mut json = serde_json::Deserializer::from_slice(&bytes);
-    let value = serde_ignored::deserialize(&mut json, |field| unknown.push(name(&field)));
+    let value = serde_ignored::deserialize(&mut json, |field| unknown.add(&field));
     let value = value.and_then(|value| json.end().map(|()| value));
     let value = value.map_err(|e| BundleError::Malformed(path.to_owned(), e))?;
     Ok((value, unknown))
+}
+
+/// Fields that are no part of what was read.
+#[derive(Debug, Default)]
+struct Unknowns {
+    names: Vec<String>,
+    bytes: usize,
+    freebsd: bool,
+}
+
+impl Unknowns {
+    /// Each name has those of all that the field is in: of long ones, a short text holds enough to
+    /// fill the memory. What is beyond [`NAMES_MAX`] is told by one name for all.
+    fn add(&mut self, field: &Unknown<'_>) {
+        self.freebsd |=
+            matches!(field, Unknown::Map { parent: Unknown::Root, key } if key == FREEBSD);
+        if self.bytes > NAMES_MAX {
+            return;
+        }
+        self.names.push(name(field));
+        self.bytes += self.names.last().map_or(0, String::len) + size_of::<String>();
+        if self.bytes > NAMES_MAX {
+            self.names.push(MORE.to_owned());
+        }
+    }
 }
 
 /// A field as messages have it: `linux.devices[0].x`.
@@ -183,6 +212,23 @@ mod tests {
         let expected = ["x", "root.y", "mounts[0].z", "linux.resources.memory.w"];
         assert_eq!(config.unknown, expected);
         assert!(matches!(refused(b"{} x"), BundleError::Malformed(..)));
+    }
+
+    #[test]
+    fn names_of_unknown_fields_are_bounded_and_freebsd_is_found_behind_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let fields = vec![r#""a":0"#; 50_000].join(",");
+        let key = "k".repeat(500_000);
+        let limits = format!(r#"{{"resources": {{"rdma": {{"{key}": {{{fields}}}}}}}}}"#);
+        let write = |last: &str| {
+            let text = format!(r#"{{"linux": {limits}{last}}}"#);
+            std::fs::write(dir.path().join(CONFIG), text).unwrap();
+        };
+        write("");
+        let unknown = read_spec(dir.path()).unwrap().unknown;
+        assert_eq!((unknown.len(), unknown[1].as_str()), (2, MORE));
+        write(r#", "freebsd": {}"#);
+        assert!(matches!(read_spec(dir.path()), Err(BundleError::Platform(FREEBSD))));
     }
 
     #[test]

@@ -299,7 +299,8 @@ fn cost(found: &Stat) -> u64 {
         FileType::RegularFile => found.st_size.cast_unsigned(),
         _ => 0,
     };
-    length.next_multiple_of(PAGE).saturating_add(PAGE)
+    // A length that no file has is the image's word.
+    length.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX).saturating_add(PAGE)
 }
 
 /// Owner and mode, in this order: a change of owner clears bits of the mode. It takes a file's
@@ -391,6 +392,16 @@ mod tests {
             assert_eq!(copied.is_ok(), fits, "{copied:?}");
             assert!(fits || matches!(copied, Err(Stopped::Large)), "{copied:?}");
         }
+    }
+
+    #[test]
+    fn length_that_no_file_has_costs_more_than_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("f"), "x").unwrap();
+        let mut found = rustix::fs::stat(dir.path().join("f")).unwrap();
+        assert_eq!(cost(&found), 2 * PAGE);
+        found.st_size = -1;
+        assert_eq!(cost(&found), u64::MAX);
     }
 
     #[test]

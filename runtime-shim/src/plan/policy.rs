@@ -127,7 +127,10 @@ impl Policy {
     fn allows(&self, key: &str) -> bool {
         let covers = |name: &String| match name.strip_suffix('*') {
             Some(start) => key.starts_with(start),
-            None => annotations::find(name).is_some_and(|known| known.is(key)),
+            // Of those that stand for many, the name of the table allows all, any other itself.
+            None => {
+                name == key || annotations::find(name).is_some_and(|a| a.name == name && a.is(key))
+            }
         };
         self.allowed.as_ref().is_none_or(|list| list.iter().any(covers))
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// A specification like runc's default.
-fn base() -> Value {
+pub(super) fn base() -> Value {
     json!({
         "ociVersion": "1.2.0",
         "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/", "env": ["A=b"]},

@@ -73,9 +73,7 @@ pub(super) fn plan(
                 let invalid = |_| PlanError::invalid(field(key), value, annotation.value);
                 tuned.debug_console = value.parse().map_err(invalid)?;
             }
-            Key::Net => {
-                tuned.net_limits.take(key, value)?;
-            }
+            Key::Net => tuned.net_limits.take(key, value)?,
             Key::Disk => {}
         }
     }
@@ -156,6 +154,14 @@ mod tests {
     }
 
     #[test]
+    fn annotation_whose_name_begins_like_a_known_one_is_unknown() {
+        for key in ["io.bulkhead.network", "io.bulkhead.vcpus.min", "io.bulkhead.blocks.a"] {
+            let shown = tuned("", &[(key, "1")]).unwrap_err().to_string();
+            assert!(shown.contains("are known"), "{key}: {shown}");
+        }
+    }
+
+    #[test]
     fn annotation_never_has_more_than_the_operator_allows() {
         let policy = "[limits]\nvcpus = 4\nmemory_mib = 512\nboot_timeout_s = 30\n";
         for (key, good, bad) in [
@@ -179,6 +185,9 @@ mod tests {
         tuned(policy, &[("io.bulkhead.vcpus", "1"), ("io.bulkhead.block.a", "/a")]).unwrap();
         tuned("annotations = [\"io.bulkhead.block.NAME\"]", &[("io.bulkhead.block.a", "/a")])
             .unwrap();
+        let one = "annotations = [\"io.bulkhead.block.a\"]\n";
+        tuned(one, &[("io.bulkhead.block.a", "/a")]).unwrap();
+        tuned(one, &[("io.bulkhead.block.b", "/b")]).unwrap_err();
         tuned("annotations = []", &[("org.example", "x")]).unwrap();
         for annotation in &ANNOTATIONS {
             let key = annotation.name.replace(ANY, "a");

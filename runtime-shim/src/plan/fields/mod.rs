@@ -11,8 +11,9 @@ mod walk;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::tests::base;
 use super::{Policy, SandboxPlan, plan};
 use crate::bundle::{self, CONFIG, Config};
 use crate::failure::Failure;
@@ -59,21 +60,6 @@ fn covers(row: &Row, path: &str) -> bool {
     let whole = matches!(row.1, Fate::Meaningless(_) | Fate::Refused(_)) && field(row) == row.0;
     let below = |rest: &str| rest.starts_with(['.', '[', '{']);
     names(row, path) || whole && path.strip_prefix(field(row)).is_some_and(below)
-}
-
-/// A configuration like runc's default.
-fn base() -> Value {
-    json!({
-        "ociVersion": "1.2.0",
-        "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/", "env": ["A=b"]},
-        "root": {"path": "rootfs"},
-        "hostname": "h",
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {"namespaces": [
-            {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
-            {"type": "mount"}
-        ]}
-    })
 }
 
 /// [`base`] with `change`, a JSON merge patch (RFC 7386).
