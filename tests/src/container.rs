@@ -57,6 +57,12 @@ impl Created {
         read_until(&self.bundle.path().join("stdout"), |printed| printed.contains(text))
     }
 
+    /// Lets it run its program.
+    #[track_caller]
+    pub fn start(&self) {
+        self.command(&["start"], &[]).expect(0);
+    }
+
     /// Waits for the supervisor, unless that was done before: how it ended.
     pub fn ended(&self) -> Option<WaitStatus> {
         let ended = waitpid(Some(self.supervisor), WaitOptions::empty());

@@ -338,7 +338,7 @@ fn disk_that_has_grown_is_told_to_its_container() {
     let script = "while :; do sleep 1000; done";
     let bundle = bundle(script, json!({"io.bulkhead.block.data": path}));
     let container = Created::new(unique_id("grow"), bundle);
-    container.command(&["start"], &[]).expect(0);
+    container.start();
     let exec = |script: &str| container.command(&["exec"], &["sh", "-c", script]).expect(0).text();
     assert_eq!(exec("cat /sys/block/vd*/size"), "16384");
     File::options()

@@ -37,13 +37,8 @@ impl Container {
         let mut bundle = Bundle::new(&[peer::PROGRAM, "serve"]);
         netns::join(&mut bundle, &namespace.path());
         let container = Self::create(bundle);
-        container.start();
+        container.0.start();
         container
-    }
-
-    #[track_caller]
-    fn start(&self) {
-        self.0.command(&["start"], &[]).expect(0);
     }
 
     /// Runs a command in the guest.
@@ -234,7 +229,7 @@ fn prestart_hook_gives_the_guest_its_network_as_docker_does() {
                 json!({"prestart": [{"path": hook, "args": ["hook"], "env": [path]}]});
         });
         let container = Container::create(bundle);
-        container.start();
+        container.0.start();
         let link = container.exec("ip link show eth0").expect(0).text();
         assert!(link.contains("02:42:0a:55:00:02"), "{link}");
         let (guest, host) = (IpAddr::from([10, 85, 0, 2]), IpAddr::from([10, 85, 0, 1]));
@@ -258,7 +253,7 @@ fn interface_that_vanishes_before_the_start_is_not_the_guests() {
         netns::join(&mut bundle, &namespace.path());
         let container = Container::create(bundle);
         drop(goes);
-        container.start();
+        container.0.start();
         assert_eq!(container.exec("ls /sys/class/net").expect(0).text(), "eth0\nlo");
         peer::tcp(SocketAddr::new(stays.address(false), peer::ECHO)).expect("TCP to the guest");
         drop(container);

@@ -23,7 +23,7 @@ impl Container {
     /// Creates and starts a container that does nothing, in the cgroup `/limits/ID`.
     fn start(resources: Value) -> Self {
         let container = Self::create(resources);
-        container.command(&["start"], &[]).expect(0);
+        container.created.start();
         container
     }
 
@@ -195,7 +195,7 @@ fn paused_container_takes_no_process_until_it_is_resumed() {
     assert!(refused.stderr.contains("cannot start a container in the paused state"));
     container.command(&["resume"], &[]).expect(0);
     assert_eq!(container.state()["status"], "created");
-    container.command(&["start"], &[]).expect(0);
+    container.created.start();
 
     container.command(&["pause"], &[]).expect(0);
     let refused = container.exec(&["true"]).expect(255);

@@ -23,13 +23,8 @@ impl Container {
 
     fn started(bundle: Bundle) -> Self {
         let container = Self::create(bundle);
-        container.start();
+        container.0.start();
         container
-    }
-
-    #[track_caller]
-    fn start(&self) {
-        self.0.command(&["start"], &[]).expect(0);
     }
 
     /// Runs a command in the guest.
@@ -256,7 +251,7 @@ fn namespace_populated_between_create_and_start_is_the_guests() {
     ip(&format!("-n {namespace} addr add 10.76.0.2/24 dev eth0"));
     ip(&format!("-n {namespace} link set eth0 up"));
     ip(&format!("-n {namespace} route add default via 10.76.0.1"));
-    container.start();
+    container.0.start();
     echo("10.76.0.2", 1 << 16);
     // It was there before the workload ran.
     container.0.prints("inet 10.76.0.2/24");

@@ -14,9 +14,11 @@ mod devices;
 mod disks;
 #[cfg(test)]
 mod document;
+mod error;
 #[cfg(test)]
 mod fields;
 mod hooks;
+mod linux;
 mod mounts;
 mod namespaces;
 mod net_limits;
@@ -33,15 +35,14 @@ use std::time::Duration;
 
 use bulkhead_protocol::guest::{ROOT_SHARE, SHARE_DIR};
 use bulkhead_protocol::id::ContainerId;
-use oci_spec::runtime::{Linux, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Spec};
-use thiserror::Error;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use self::tuned::Tuned;
-use crate::failure::Explain;
 use crate::hooks::Hooks;
 
 pub use annotations::annotations;
 pub use disks::{DiskPlan, DiskSource, DiskUse, FileSystem, MOUNT_DIR, ROOT_TARGET};
+pub use error::PlanError;
 pub use mounts::{IdMap, IdRange, MOUNT_OPTIONS};
 pub use namespaces::NetworkPlan;
 pub use net_limits::{NetLimit, NetLimits};
@@ -166,77 +167,6 @@ pub struct Note {
     pub reason: &'static str,
 }
 
-/// Why a specification cannot be run.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum PlanError {
-    /// A field that must be there.
-    #[error("{0} is missing")]
-    Missing(&'static str),
-    /// A value that the specification does not allow.
-    #[error("{field}: {value:?} is invalid: {reason}")]
-    Invalid {
-        /// Name of the field.
-        field: String,
-        /// What it holds.
-        value: String,
-        /// What is allowed.
-        reason: &'static str,
-    },
-    /// A value that is allowed, but cannot be had here.
-    #[error("{field}: {reason}")]
-    Refused {
-        /// Name of the field.
-        field: String,
-        /// Why.
-        reason: &'static str,
-    },
-    /// A value that could be had, but that the host's operator does not allow.
-    #[error("{field}: {value:?} is not allowed: {reason}")]
-    Forbidden {
-        /// Name of the field.
-        field: String,
-        /// What it holds.
-        value: String,
-        /// What is allowed.
-        reason: String,
-    },
-}
-
-impl Explain for PlanError {
-    fn phase(&self) -> &'static str {
-        "planning the sandbox"
-    }
-
-    fn fix(&self) -> String {
-        match self {
-            Self::Missing(field) => format!("add {field} to config.json"),
-            Self::Invalid { .. } => "correct config.json".into(),
-            Self::Refused { .. } => "remove it from config.json".into(),
-            Self::Forbidden { .. } => format!("{POLICY_FILE} says what is"),
-        }
-    }
-}
-
-impl PlanError {
-    fn invalid(field: impl Into<String>, value: impl ToString, reason: &'static str) -> Self {
-        let (field, value) = (field.into(), value.to_string());
-        Self::Invalid { field, value, reason }
-    }
-
-    fn refused(field: impl Into<String>, reason: &'static str) -> Self {
-        Self::Refused { field: field.into(), reason }
-    }
-
-    fn forbidden(
-        field: impl Into<String>,
-        value: impl ToString,
-        reason: impl Into<String>,
-    ) -> Self {
-        let (field, value, reason) = (field.into(), value.to_string(), reason.into());
-        Self::Forbidden { field, value, reason }
-    }
-}
-
 /// Collects notes while fields are taken out of the specification.
 #[derive(Default)]
 struct Notes(Vec<Note>);
@@ -278,7 +208,7 @@ pub fn plan(
     let mut disks = disks::plan(bundle, &annotations, &mut linux, &mut mounts)?;
     policy.limit_disks(&mut disks)?;
     devices::check(linux.devices().as_deref().unwrap_or_default())?;
-    plan_linux(&mut linux, id, &mut notes)?;
+    linux::plan(&mut linux, id, &mut notes)?;
 
     let mut process = spec.process().clone().ok_or(PlanError::Missing("process"))?;
     process::check_process(&process)?;
@@ -398,97 +328,6 @@ fn plan_root(bundle: &Path, spec: &mut Spec) -> Result<(SharePlan, bool), PlanEr
     root.set_path(guest_path(ROOT_SHARE));
     spec.set_root(Some(root));
     Ok((share, read_only))
-}
-
-/// What is left of `linux` once resources, namespaces and devices are planned.
-fn plan_linux(linux: &mut Linux, id: &ContainerId, notes: &mut Notes) -> Result<(), PlanError> {
-    refuse_linux(linux)?;
-    // The host's is made by the supervisor; the guest has its own.
-    // Absolute: libcontainer asks for that where no systemd is.
-    linux.set_cgroups_path(Some(PathBuf::from(format!("/bulkhead/{id}"))));
-    let labelled = linux.mount_label().as_ref().is_some_and(|l| !l.is_empty());
-    notes.dropped(labelled, "linux.mountLabel", "the guest kernel has no SELinux");
-    linux.set_mount_label(None);
-    if linux.rootfs_propagation().is_some() {
-        check_root_propagation(linux.rootfs_propagation().as_deref())?;
-        notes.note("linux.rootfsPropagation", "no mount of the host can reach the guest");
-        linux.set_rootfs_propagation(None);
-    }
-    Ok(())
-}
-
-fn check_root_propagation(value: Option<&str>) -> Result<(), PlanError> {
-    match value {
-        None | Some("" | "private" | "rprivate" | "slave" | "rslave") => Ok(()),
-        Some("unbindable" | "runbindable") => Ok(()),
-        Some("shared" | "rshared") => Err(PlanError::refused(
-            "linux.rootfsPropagation",
-            "mounts of the guest cannot appear on the host",
-        )),
-        Some(other) => Err(PlanError::invalid(
-            "linux.rootfsPropagation",
-            other,
-            "a mount propagation type is wanted",
-        )),
-    }
-}
-
-fn refuse_linux(linux: &Linux) -> Result<(), PlanError> {
-    let refused = |there: bool, field: &str, reason| match there {
-        true => Err(PlanError::refused(field, reason)),
-        false => Ok(()),
-    };
-    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
-    let user = "user namespaces are not made by this version; the microVM separates users";
-    refused(mapped(linux.uid_mappings()), "linux.uidMappings", user)?;
-    refused(mapped(linux.gid_mappings()), "linux.gidMappings", user)?;
-    refused(linux.intel_rdt().is_some(), "linux.intelRdt", "the guest has no resctrl")?;
-    refused(
-        linux.memory_policy().is_some(),
-        "linux.memoryPolicy",
-        "the guest has one memory node",
-    )?;
-    refused(
-        linux.net_devices().as_ref().is_some_and(|m| !m.is_empty()),
-        "linux.netDevices",
-        "devices of the host cannot be moved into the guest",
-    )?;
-    refused(
-        linux.time_offsets().as_ref().is_some_and(|m| !m.is_empty()),
-        "linux.timeOffsets",
-        "the guest kernel has no time namespaces",
-    )?;
-    let flags = linux.personality().as_ref().and_then(|p| p.flags().as_ref());
-    refused(
-        flags.is_some_and(|list| !list.is_empty()),
-        "linux.personality.flags",
-        "no flag is defined by the specification",
-    )?;
-    linux.seccomp().as_ref().map_or(Ok(()), refuse_listener)
-}
-
-/// A listener is a process of the host, which gets a descriptor of the container's kernel.
-fn refuse_listener(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
-    let reason = "a descriptor of the guest cannot be sent to the host";
-    if seccomp.listener_path().is_some() {
-        return Err(PlanError::refused("linux.seccomp.listenerPath", reason));
-    }
-    if seccomp.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) {
-        return Err(PlanError::refused("linux.seccomp.listenerMetadata", "no listener is told"));
-    }
-    let notify = |action| action == LinuxSeccompAction::ScmpActNotify;
-    if notify(seccomp.default_action()) {
-        let field = "linux.seccomp.defaultAction (SCMP_ACT_NOTIFY)";
-        return Err(PlanError::refused(field, reason));
-    }
-    let mut rules = seccomp.syscalls().iter().flatten();
-    match rules.position(|rule| notify(rule.action())) {
-        Some(i) => {
-            let field = format!("linux.seccomp.syscalls[{i}].action (SCMP_ACT_NOTIFY)");
-            Err(PlanError::refused(field, reason))
-        }
-        None => Ok(()),
-    }
 }
 
 /// Where the guest sees the share `name`.

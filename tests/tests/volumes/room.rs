@@ -94,7 +94,7 @@ pub fn probe() -> &'static Path {
 /// Creates and starts a container of the bundle.
 pub fn start(bundle: Bundle) -> Created {
     let container = Created::new(unique_id("volume"), bundle);
-    container.command(&["start"], &[]).expect(0);
+    container.start();
     container
 }
 
