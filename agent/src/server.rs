@@ -56,6 +56,7 @@ fn status(error: &ContainerError) -> RpcError {
         | ContainerError::Signal(_)
         | ContainerError::Size(_)
         | ContainerError::Limits(_)
+        | ContainerError::SharedNamespace(_)
         | ContainerError::Launch(LaunchError::Stream(_)) => Code::INVALID_ARGUMENT,
         ContainerError::Launch(LaunchError::Refused(kind, _)) => match kind {
             FailureKind::ProgramMissing => Code::UNIMPLEMENTED,
@@ -63,7 +64,9 @@ fn status(error: &ContainerError) -> RpcError {
             FailureKind::InvalidSpec => Code::INVALID_ARGUMENT,
             FailureKind::Step => Code::INTERNAL,
         },
-        ContainerError::ManyProcesses(_) => Code::RESOURCE_EXHAUSTED,
+        ContainerError::ManyProcesses(_) | ContainerError::ManyContainers => {
+            Code::RESOURCE_EXHAUSTED
+        }
         _ => Code::INTERNAL,
     };
     RpcError::RpcStatus(get_status(code, error.to_string()))

@@ -10,6 +10,8 @@ pub const CONTROL_MESSAGE_MAX: usize = 64 << 10;
 pub const CONTROL_FDS_MAX: usize = 253;
 /// Longest kernel command line, in bytes (x86 `COMMAND_LINE_SIZE` less its terminator).
 pub const CMDLINE_MAX: usize = 2047;
+/// Containers of one sandbox.
+pub const CONTAINERS_MAX: usize = 64;
 /// vCPUs of one guest.
 pub const VCPUS_MAX: u32 = 32;
 /// Smallest guest memory, in MiB, in which the guest kernel and the agent start.
@@ -24,8 +26,10 @@ pub const BLOCK_QUEUES_MAX: u32 = 8;
 pub const NETS_MAX: usize = 8;
 /// Queue pairs of one network interface.
 pub const NET_PAIRS_MAX: usize = 8;
-/// Shares of one sandbox: root and bind mounts. A pod of Kubernetes with a hundred volumes fits, and
-/// all of them with the device's socket go in one control message.
+/// Shares of one container: root and bind mounts. A pod of Kubernetes with a hundred volumes fits,
+/// and all of them with the device's socket go in one control message.
 pub const SHARES_MAX: usize = 240;
+/// Shares of all containers of one sandbox.
+pub const SHARES_OF_ALL_MAX: usize = 1024;
 /// Last bytes of the guest console that are kept.
 pub const CONSOLE_TAIL: usize = 16 << 10;

@@ -16,8 +16,38 @@ pub struct RawShareConfig {
     pub shares: Vec<RawShare>,
 }
 
-/// One entry of the directory that the guest mounts.
+/// What the runtime asks of a file server that serves, as JSON with the descriptors it names
+/// attached; each is answered by a [`ShareReply`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RawShareRequest {
+    /// Serve these as well: all of them, or none.
+    Add {
+        /// Each a mount of its own already, mounted nowhere: the server cannot make it one.
+        shares: Vec<RawShare>,
+    },
+    /// Serve these no more.
+    Remove {
+        /// Names of shares; one that is not served is not missed.
+        names: Vec<String>,
+    },
+}
+
+/// What the file server answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ShareReply {
+    /// It is done.
+    Done,
+    /// It is not, and nothing is changed.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+/// One entry of the directory that the guest mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawShare {
     /// Name of the entry.
@@ -54,26 +84,8 @@ pub struct ShareConfig {
 impl ShareConfig {
     /// Checks `raw`, which came with `fds` descriptors.
     pub fn new(raw: RawShareConfig, fds: usize) -> Result<Self, ShareConfigError> {
-        if raw.shares.len() > SHARES_MAX {
-            return Err(ShareConfigError::TooMany(raw.shares.len()));
-        }
         raw.device.check(fds).map_err(ShareConfigError::Fd)?;
-        let mut names = std::collections::BTreeSet::new();
-        for share in &raw.shares {
-            let name = &share.name;
-            if name.is_empty()
-                || name.len() > 255
-                || name.contains(['/', '\0'])
-                || name == "."
-                || name == ".."
-            {
-                return Err(ShareConfigError::Name(name.clone()));
-            }
-            if !names.insert(name.as_str()) {
-                return Err(ShareConfigError::Twice(name.clone()));
-            }
-            share.source.check(fds).map_err(ShareConfigError::Fd)?;
-        }
+        check_shares(&raw.shares, fds)?;
         Ok(Self { raw })
     }
 
@@ -86,4 +98,28 @@ impl ShareConfig {
     pub fn shares(&self) -> &[RawShare] {
         &self.raw.shares
     }
+}
+
+/// Checks the number of `shares`, their names, and that each has one of `fds` descriptors.
+pub fn check_shares(shares: &[RawShare], fds: usize) -> Result<(), ShareConfigError> {
+    if shares.len() > SHARES_MAX {
+        return Err(ShareConfigError::TooMany(shares.len()));
+    }
+    let mut names = std::collections::BTreeSet::new();
+    for share in shares {
+        let name = &share.name;
+        if name.is_empty()
+            || name.len() > 255
+            || name.contains(['/', '\0'])
+            || name == "."
+            || name == ".."
+        {
+            return Err(ShareConfigError::Name(name.clone()));
+        }
+        if !names.insert(name.as_str()) {
+            return Err(ShareConfigError::Twice(name.clone()));
+        }
+        share.source.check(fds).map_err(ShareConfigError::Fd)?;
+    }
+    Ok(())
 }

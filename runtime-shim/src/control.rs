@@ -9,17 +9,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_protocol::control::VmStats;
+use bulkhead_protocol::id::ContainerId;
+use bulkhead_protocol::share::RawShare;
 use oci_spec::runtime::LinuxResources;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with,
-    bind, connect, listen, recv, send, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
+    socket_with,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::cgroup::HostUsage;
 use crate::failure::{Explain, Failure};
+use crate::fd_message;
 
 /// Longest message, in bytes.
 const MESSAGE_MAX: usize = 64 << 10;
@@ -55,6 +58,28 @@ pub enum ControlRequest {
     },
     /// Tell what the sandbox uses.
     Stats,
+    /// Take a container into the sandbox, for as long as the connection lasts. The descriptors
+    /// that `shares` names come along, each of a mount that is mounted nowhere.
+    Join {
+        /// The container.
+        id: ContainerId,
+        /// Its root and bind mounts.
+        shares: Vec<RawShare>,
+        /// Its limits.
+        resources: Box<LinuxResources>,
+    },
+    /// Change limits of a container that has joined.
+    UpdateMember {
+        /// The container.
+        id: ContainerId,
+        /// Those that change.
+        resources: Box<LinuxResources>,
+    },
+    /// Let go of what is held for a container that has joined, if it has.
+    Release {
+        /// The container.
+        id: ContainerId,
+    },
 }
 
 /// What a supervisor has to say beyond failures.
@@ -138,13 +163,25 @@ impl ControlError {
 /// Asks the supervisor behind the socket at `path`, and waits for its answer, which takes no
 /// longer than the supervisor's own limits.
 pub fn ask(path: &Path, request: &ControlRequest) -> Result<ControlReply, ControlError> {
+    ask_with(path, request, &[]).map(|(reply, _)| reply)
+}
+
+/// As [`ask`], with descriptors; gives the connection, too.
+pub fn ask_with(
+    path: &Path,
+    request: &ControlRequest,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(ControlReply, OwnedFd), ControlError> {
     let refused = |e: rustix::io::Errno| ControlError::Connect(e.into());
     let socket = packet_socket().map_err(refused)?;
     connect(&socket, &SocketAddrUnix::new(path).map_err(refused)?).map_err(refused)?;
-    write(&socket, request).map_err(ControlError::Talk)?;
-    match read(&socket).map_err(ControlError::Talk)? {
+    write(&socket, request, fds).map_err(ControlError::Talk)?;
+    match read(&socket).map_err(ControlError::Talk)?.0 {
         bytes if bytes.is_empty() => Err(ControlError::Closed),
-        bytes => serde_json::from_slice(&bytes).map_err(ControlError::Garbage),
+        bytes => {
+            let reply = serde_json::from_slice(&bytes).map_err(ControlError::Garbage)?;
+            Ok((reply, socket))
+        }
     }
 }
 
@@ -158,6 +195,8 @@ pub struct ControlServer {
 #[derive(Debug)]
 pub struct ControlClient {
     socket: OwnedFd,
+    /// Descriptors that came with what it asks.
+    pub fds: Vec<OwnedFd>,
 }
 
 impl ControlServer {
@@ -181,8 +220,9 @@ impl ControlServer {
         for side in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&socket, side, Some(CLIENT_LIMIT)).ok()?;
         }
-        let request = serde_json::from_slice(&read(&socket).ok()?).ok()?;
-        Some((ControlClient { socket }, request))
+        let (text, fds) = read(&socket).ok()?;
+        let request = serde_json::from_slice(&text).ok()?;
+        Some((ControlClient { socket, fds }, request))
     }
 }
 
@@ -194,8 +234,14 @@ impl AsFd for ControlServer {
 
 impl ControlClient {
     /// Answers. A client that has gone does not hear it.
-    pub fn answer(self, reply: &ControlReply) {
-        let _ = write(&self.socket, reply);
+    pub fn answer(&self, reply: &ControlReply) {
+        let _ = write(&self.socket, reply, &[]);
+    }
+}
+
+impl AsFd for ControlClient {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -203,29 +249,20 @@ fn packet_socket() -> rustix::io::Result<OwnedFd> {
     socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-fn write(socket: &OwnedFd, message: &impl Serialize) -> io::Result<()> {
+fn write(socket: &OwnedFd, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     // The other side would let it go without an answer.
     if bytes.len() > MESSAGE_MAX {
         return Err(io::Error::from(io::ErrorKind::FileTooLarge));
     }
-    send(socket, &bytes, SendFlags::NOSIGNAL)?;
-    Ok(())
+    fd_message::send(socket, &bytes, fds).map(drop)
 }
 
-fn read(socket: &OwnedFd) -> io::Result<Vec<u8>> {
+fn read(socket: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut buffer = vec![0u8; MESSAGE_MAX];
-    let length = loop {
-        match recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
-            Err(rustix::io::Errno::INTR) => {}
-            result => break result?.1,
-        }
-    };
-    if length > MESSAGE_MAX {
-        return Err(io::Error::from(io::ErrorKind::FileTooLarge));
-    }
+    let (length, fds) = fd_message::receive(socket, &mut buffer)?;
     buffer.truncate(length);
-    Ok(buffer)
+    Ok((buffer, fds))
 }
 
 #[cfg(test)]
@@ -274,8 +311,8 @@ mod tests {
             |path| {
                 let socket = packet_socket().unwrap();
                 connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
-                send(&socket, br#"{"op":"other"}"#, SendFlags::empty()).unwrap();
-                assert!(read(&socket).unwrap().is_empty());
+                fd_message::send(&socket, br#"{"op":"other"}"#, &[]).unwrap();
+                assert!(read(&socket).unwrap().0.is_empty());
             },
         );
         assert!(!taken);

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use bulkhead_protocol::{
     id::{ContainerId, IdError},
-    limits::SPEC_MAX,
+    limits::{CONTAINERS_MAX, SPEC_MAX},
 };
 use libcontainer::notify_socket::NotifyListenerError;
 use rustix::io::Errno;
@@ -28,6 +28,12 @@ pub enum ContainerError {
     /// The id of the container is taken.
     #[error("container {0} exists already")]
     ContainerExists(ContainerId),
+    /// Too many containers.
+    #[error("the microVM has {CONTAINERS_MAX} containers")]
+    ManyContainers,
+    /// A namespace to share that the specification does not have, or has of its own.
+    #[error("linux.namespaces: no {0:?} namespace that could be shared")]
+    SharedNamespace(String),
     /// The id of the process is taken.
     #[error("process {1} of container {0} exists already")]
     ProcessExists(ContainerId, ContainerId),

@@ -5,6 +5,7 @@ mod launch;
 mod process;
 mod processes;
 mod resources;
+mod sharing;
 mod state;
 
 use std::{
@@ -17,7 +18,11 @@ use std::{
     },
 };
 
-use bulkhead_protocol::{agent::server as api, id::ContainerId, limits::SPEC_MAX};
+use bulkhead_protocol::{
+    agent::server as api,
+    id::ContainerId,
+    limits::{CONTAINERS_MAX, SPEC_MAX},
+};
 use libcontainer::notify_socket::NotifySocket;
 use serde::Deserialize;
 use tokio::sync::RwLock;
@@ -97,17 +102,16 @@ impl Containers {
     pub async fn create(&self, request: api::CreateContainerRequest) -> Result<u32> {
         let id = ContainerId::try_from(request.container_id.clone())?;
         let head: SpecHead = parse_head(&request.spec_json)?;
-        match self.table().entry(id.clone()) {
-            std::collections::hash_map::Entry::Occupied(_) => {
-                return Err(ContainerError::ContainerExists(id));
-            }
-            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(None),
-        };
+        self.reserve(&id)?;
         let mut mounts = Mounts::default();
         match self.make(&id, &request, head.process, &mut mounts).await {
             Ok(init) => {
                 let pid = init.pid();
-                self.table().insert(id.clone(), Some(Arc::new(Container::new(id, init, mounts))));
+                let container = Arc::new(Container::new(id.clone(), init, mounts));
+                if sharing::shares_pids(&request.shared_namespaces) {
+                    sharing::end_with_init(Arc::clone(&container));
+                }
+                self.table().insert(id, Some(container));
                 Ok(pid)
             }
             Err(error) => {
@@ -118,6 +122,19 @@ impl Containers {
                 Err(error)
             }
         }
+    }
+
+    /// Takes the id for a container that is being made.
+    fn reserve(&self, id: &ContainerId) -> Result<()> {
+        let mut table = self.table();
+        if table.contains_key(id) {
+            return Err(ContainerError::ContainerExists(id.clone()));
+        }
+        if table.len() >= CONTAINERS_MAX {
+            return Err(ContainerError::ManyContainers);
+        }
+        table.insert(id.clone(), None);
+        Ok(())
     }
 
     /// Makes the mounts, and then the init process.
@@ -131,11 +148,12 @@ impl Containers {
         let bundle = self.bundle(id);
         create_dir(&bundle)?;
         *mounts = Mounts::make(&request.mounts)?;
-        match request.block_nodes.is_empty() {
+        match request.block_nodes.is_empty() && request.shared_namespaces.is_empty() {
             true => write(&bundle.join(SPEC_FILE), &request.spec_json)?,
             false => {
                 let mut spec = parse_head(&request.spec_json)?;
                 block::add_nodes(&mut spec, &request.block_nodes)?;
+                self.share_namespaces(&mut spec, &request.shared_namespaces)?;
                 write(&bundle.join(SPEC_FILE), spec.to_string().as_bytes())?;
             }
         }

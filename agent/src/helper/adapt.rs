@@ -24,8 +24,8 @@ pub enum SpecError {
     /// A field that this version does not implement.
     #[error("{0} is not supported")]
     Unsupported(&'static str),
-    /// A namespace that a container in a microVM always has of its own.
-    #[error("linux.namespaces must have a new {0} namespace")]
+    /// A namespace that a container must not share with the agent.
+    #[error("linux.namespaces must have {0} namespace")]
     Namespace(&'static str),
     /// A mount option that would be ignored.
     #[error("mounts: option {option:?} of {destination:?} is not supported")]
@@ -173,12 +173,17 @@ fn refuse_mount(mount: &Mount) -> Result<(), SpecError> {
 }
 
 fn refuse_linux(linux: &Linux) -> Result<(), SpecError> {
-    for (name, typ) in [("pid", LinuxNamespaceType::Pid), ("mount", LinuxNamespaceType::Mount)] {
-        let spaces = linux.namespaces().iter().flatten();
-        let new = |path: &Option<PathBuf>| path.as_ref().is_none_or(|p| p.as_os_str().is_empty());
-        if !spaces.into_iter().any(|n| n.typ() == typ && new(n.path())) {
-            return Err(SpecError::Namespace(name));
-        }
+    let has = |kind: LinuxNamespaceType, new: bool| {
+        let own = |path: &Option<PathBuf>| path.as_ref().is_none_or(|p| p.as_os_str().is_empty());
+        let mut spaces = linux.namespaces().iter().flatten();
+        spaces.any(|n| n.typ() == kind && (!new || own(n.path())))
+    };
+    // That of another container is as good: the agent's own is what must not be seen.
+    if !has(LinuxNamespaceType::Pid, false) {
+        return Err(SpecError::Namespace("a pid"));
+    }
+    if !has(LinuxNamespaceType::Mount, true) {
+        return Err(SpecError::Namespace("a new mount"));
     }
     let label = linux.mount_label().as_ref();
     unsupported("linux.mountLabel", label.is_some_and(|l| !l.is_empty()))?;
@@ -290,14 +295,18 @@ mod tests {
     }
 
     #[test]
-    fn namespace_that_is_joined_is_refused() {
-        for (name, space) in [("pid", 0), ("mount", 1)] {
-            let mut spec = spec(|spec| {
-                spec["linux"]["namespaces"][space]["path"] = json!("/proc/1/ns/x");
-            });
-            let refused = container(&mut spec, Path::new("/x")).unwrap_err();
-            assert_eq!(refused, SpecError::Namespace(name));
-        }
+    fn pid_namespace_must_be_there_and_mount_namespace_must_be_new() {
+        let checked = |namespaces: Value| {
+            let mut spec = spec(|spec| spec["linux"]["namespaces"] = namespaces.clone());
+            container(&mut spec, Path::new("/x")).map(drop)
+        };
+        let joined = |kind: &str| json!({"type": kind, "path": "/proc/1/ns/x"});
+        let new = |kind: &str| json!({"type": kind});
+        assert_eq!(checked(json!([joined("pid"), new("mount")])), Ok(()));
+        let refused = checked(json!([new("mount")])).unwrap_err();
+        assert_eq!(refused, SpecError::Namespace("a pid"));
+        let refused = checked(json!([new("pid"), joined("mount")])).unwrap_err();
+        assert_eq!(refused, SpecError::Namespace("a new mount"));
     }
 
     #[test]

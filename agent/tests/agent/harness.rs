@@ -15,7 +15,7 @@ use std::{
 
 use bulkhead_protocol::agent::client::{
     AgentClient, ContainerRequest, CreateContainerRequest, Empty, ExecRequest, ProcessRequest,
-    SignalRequest, Stdio, WaitResponse,
+    SharedNamespace, SignalRequest, Stdio, WaitResponse,
 };
 use serde_json::{Value, json};
 use ttrpc::{
@@ -174,12 +174,28 @@ impl Agent {
 
     /// Creates a container with three streams, not started.
     pub fn create(&self, spec: &Value) -> ttrpc::Result<Container<'_>> {
+        self.create_sharing(spec, "", &[])
+    }
+
+    /// Creates a container that has namespaces of `kinds` in common with the container `other`.
+    pub fn create_sharing(
+        &self,
+        spec: &Value,
+        other: &str,
+        kinds: &[&str],
+    ) -> ttrpc::Result<Container<'_>> {
+        let shared = kinds.iter().map(|kind| SharedNamespace {
+            type_: (*kind).to_owned(),
+            container_id: other.to_owned(),
+            ..Default::default()
+        });
         let id = format!("agent-test-{}", unique());
         let (stdio, streams) = self.stdio();
         let request = CreateContainerRequest {
             container_id: id.clone(),
             spec_json: serde_json::to_vec(spec).unwrap(),
             stdio: Some(stdio).into(),
+            shared_namespaces: shared.collect(),
             ..Default::default()
         };
         let reply = self.client.create_container(limit(), &request)?;

@@ -8,6 +8,7 @@ mod harness;
 mod lifecycle;
 mod limits;
 mod mounts;
+mod sharing;
 mod spec;
 mod streams;
 mod terminal;

@@ -137,7 +137,7 @@ fn field_that_cannot_be_applied_is_refused_by_name() {
             s["linux"]["seccomp"] =
                 json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"});
         }),
-        ("new pid namespace", |s| {
+        ("a pid namespace", |s| {
             s["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]);
         }),
         ("rshared", |s| {

@@ -2,12 +2,14 @@
 
 use bulkhead_protocol::agent::client as api;
 use bulkhead_protocol::id::ContainerId;
+use oci_spec::runtime::LinuxNamespaceType;
 use ttrpc::proto::Codec;
 
 use super::wire::Call;
 use super::{AgentClient, AgentError};
 use crate::block::GuestDisks;
 use crate::failure::printable;
+use crate::plan::Shared;
 use crate::signal::SIGNAL_MAX;
 
 /// Most processes of a container that are listed.
@@ -96,6 +98,7 @@ impl AgentClient<'_> {
         id: &ContainerId,
         spec_json: Vec<u8>,
         disks: GuestDisks,
+        shared: &[Shared],
         streams: Streams,
     ) -> Result<u32, AgentError> {
         let mut request = api::CreateContainerRequest::new();
@@ -103,6 +106,9 @@ impl AgentClient<'_> {
         request.spec_json = spec_json;
         request.mounts = disks.mounts;
         request.block_nodes = disks.nodes;
+        // In the guest, the one network namespace that is shared is the guest's own.
+        let shared = shared.iter().filter(|shared| shared.kind != LinuxNamespaceType::Network);
+        request.shared_namespaces = shared.map(shared_namespace).collect();
         request.stdio = Some(stdio(streams)).into();
         let reply: api::CreateContainerResponse = self.call("CreateContainer", &request)?;
         Ok(reply.pid)
@@ -111,6 +117,11 @@ impl AgentClient<'_> {
     /// Lets the container's init run its program.
     pub fn start(&self, id: &ContainerId) -> Result<(), AgentError> {
         self.call::<api::Empty>("StartContainer", &container(id)).map(drop)
+    }
+
+    /// Ends what is left of the container and forgets it.
+    pub fn delete(&self, id: &ContainerId) -> Result<(), AgentError> {
+        self.call::<api::Empty>("DeleteContainer", &container(id)).map(drop)
     }
 
     /// Begins to wait for the end of a process; [`wait_reply`] reads what comes.
@@ -219,6 +230,13 @@ impl AgentClient<'_> {
         let call = Call::send(self.connect()?, method, payload, Some(self.limit))?;
         decode(method, &call.finish(deadline)?)
     }
+}
+
+fn shared_namespace(shared: &Shared) -> api::SharedNamespace {
+    let mut namespace = api::SharedNamespace::new();
+    namespace.type_ = shared.kind_name().to_owned();
+    namespace.container_id = shared.with.to_string();
+    namespace
 }
 
 /// Reads the reply to [`AgentClient::wait`].

@@ -29,6 +29,8 @@ pub(super) enum Key {
     Net,
     /// Read where disks are planned.
     Disk,
+    /// Read before anything is planned.
+    Sandbox,
 }
 
 /// An annotation that bulkhead reads.
@@ -57,7 +59,7 @@ impl Annotation {
 }
 
 /// All of them.
-pub(super) const ANNOTATIONS: [Annotation; 11] = [
+pub(super) const ANNOTATIONS: [Annotation; 12] = [
     Annotation {
         name: "io.bulkhead.vcpus",
         value: "1 to 32",
@@ -134,6 +136,13 @@ pub(super) const ANNOTATIONS: [Annotation; 11] = [
         meaning: "the same of the interface NAME, in place of `io.bulkhead.net`",
         bound: "",
         key: Key::Net,
+    },
+    Annotation {
+        name: "io.bulkhead.sandbox",
+        value: "id of a container under the same `--root`",
+        meaning: "the container runs in that one's microVM, which must run; all other annotations of bulkhead then mean nothing",
+        bound: "",
+        key: Key::Sandbox,
     },
 ];
 

@@ -19,6 +19,7 @@ mod error;
 mod fields;
 mod hooks;
 mod linux;
+mod membership;
 mod mounts;
 mod namespaces;
 mod net_limits;
@@ -43,6 +44,7 @@ use crate::hooks::Hooks;
 pub use annotations::annotations;
 pub use disks::{DiskPlan, DiskSource, DiskUse, FileSystem, MOUNT_DIR, ROOT_TARGET};
 pub use error::PlanError;
+pub use membership::{Membership, SandboxName, Shared, plan_member, sandbox_name};
 pub use mounts::{IdMap, IdRange, MOUNT_OPTIONS};
 pub use namespaces::NetworkPlan;
 pub use net_limits::{NetLimit, NetLimits};
@@ -189,8 +191,19 @@ impl Notes {
 pub fn plan(
     id: &ContainerId,
     bundle: &Path,
+    spec: Spec,
+    policy: &Policy,
+) -> Result<SandboxPlan, PlanError> {
+    plan_in(id, bundle, spec, policy, None)
+}
+
+/// Plans a sandbox, or a container in the sandbox of `membership`.
+fn plan_in(
+    id: &ContainerId,
+    bundle: &Path,
     mut spec: Spec,
     policy: &Policy,
+    membership: Option<&Membership>,
 ) -> Result<SandboxPlan, PlanError> {
     let mut notes = Notes::default();
     check_version(spec.version())?;
@@ -203,7 +216,7 @@ pub fn plan(
     let tuned = tuned::plan(&annotations, policy)?;
     let (vcpus, mem_mib) = size(&tuned, &planned, &resources, policy)?;
     let named = spec.hostname().is_some() || spec.domainname().is_some();
-    let network = namespaces::plan(&mut linux, named)?;
+    let network = namespaces::plan(&mut linux, named, membership)?;
     let mut mounts = mounts::plan(bundle, spec.mounts().as_deref().unwrap_or_default())?;
     let mut disks = disks::plan(bundle, &annotations, &mut linux, &mut mounts)?;
     policy.limit_disks(&mut disks)?;

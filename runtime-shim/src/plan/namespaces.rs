@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Kind};
 
-use super::{PlanError, check_path};
+use super::{Membership, PlanError, check_path};
 
 /// Network namespace on the host that the container's interfaces live in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,13 @@ pub enum NetworkPlan {
 
 /// Checks the namespaces, leaves those to be made in the guest, and gives the network
 /// namespace on the host. A container that is `named` has a name of host or domain.
-pub(super) fn plan(linux: &mut Linux, named: bool) -> Result<NetworkPlan, PlanError> {
+///
+/// A path that leads to a namespace of `membership`'s sandbox is taken for that in the guest.
+pub(super) fn plan(
+    linux: &mut Linux,
+    named: bool,
+    membership: Option<&Membership>,
+) -> Result<NetworkPlan, PlanError> {
     let mut list = linux.namespaces().clone().unwrap_or_default();
     let mut network = NetworkPlan::New;
     for (i, namespace) in list.iter_mut().enumerate() {
@@ -31,6 +37,8 @@ pub(super) fn plan(linux: &mut Linux, named: bool) -> Result<NetworkPlan, PlanEr
         namespace.set_path(None);
         match path {
             None => {}
+            Some(_) if membership.is_some_and(|m| m.shares(namespace.typ())) => {}
+            Some(_) if membership.is_some() => return Err(foreign_path(field, namespace.typ())),
             Some(path) if namespace.typ() == Kind::Network => {
                 check_path(&format!("{field}.path"), &path)?;
                 network = NetworkPlan::Path(path);
@@ -39,7 +47,9 @@ pub(super) fn plan(linux: &mut Linux, named: bool) -> Result<NetworkPlan, PlanEr
         }
     }
     check_set(&list, named)?;
-    list.retain(|namespace| namespace.typ() != Kind::Network);
+    // A member with a network namespace of its own has none of the guest's interfaces in it.
+    let own = membership.is_some_and(|m| !m.shares(Kind::Network));
+    list.retain(|namespace| namespace.typ() != Kind::Network || own);
     linux.set_namespaces(Some(list));
     Ok(network)
 }
@@ -59,7 +69,7 @@ fn check_kind(field: &str, kind: Kind) -> Result<(), PlanError> {
 }
 
 /// The specification's word for a namespace (`config-linux.md`, "Namespaces").
-fn name(kind: Kind) -> &'static str {
+pub(super) fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::Pid => "pid",
         Kind::Network => "network",
@@ -70,6 +80,13 @@ fn name(kind: Kind) -> &'static str {
         Kind::Cgroup => "cgroup",
         Kind::Time => "time",
     }
+}
+
+fn foreign_path(field: String, kind: Kind) -> PlanError {
+    PlanError::refused(
+        format!("{field}.path ({})", name(kind)),
+        "it is no namespace of a container of the sandbox, whose microVM has no other to share",
+    )
 }
 
 fn refused_path(field: String, kind: Kind) -> PlanError {

@@ -124,7 +124,7 @@ impl Policy {
         Ok(all)
     }
 
-    fn allows(&self, key: &str) -> bool {
+    pub(super) fn allows(&self, key: &str) -> bool {
         let covers = |name: &String| match name.strip_suffix('*') {
             Some(start) => key.starts_with(start),
             // Of those that stand for many, the name of the table allows all, any other itself.

@@ -74,7 +74,7 @@ pub(super) fn plan(
                 tuned.debug_console = value.parse().map_err(invalid)?;
             }
             Key::Net => tuned.net_limits.take(key, value)?,
-            Key::Disk => {}
+            Key::Disk | Key::Sandbox => {}
         }
     }
     Ok(tuned)
@@ -84,7 +84,8 @@ fn unknown(key: &str) -> PlanError {
     PlanError::refused(
         field(key),
         "io.bulkhead.vcpus, .vcpus.max, .memory-mib, .memory.max, .boot-timeout-s, \
-         .kernel-parameters, .debug-console, .root, .block.NAME, .net and .net.NAME are known",
+         .kernel-parameters, .debug-console, .root, .block.NAME, .net, .net.NAME and .sandbox are \
+         known",
     )
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_protocol::control::{ExitReason, Reply, Request};
 use bulkhead_protocol::guest::READY;
+use bulkhead_protocol::share::{RawShareRequest, ShareReply};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::channel::Channel;
@@ -214,7 +215,9 @@ impl Machine {
             PollFd::from_borrowed_fd(self.vmm.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, Some(&until(deadline))) {
-            Ok(0) => return Err(SandboxError::Unanswered(ANSWER_LIMIT)),
+            Ok(0) => {
+                return Err(SandboxError::Unanswered { name: self.vmm.name, limit: ANSWER_LIMIT });
+            }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(SandboxError::Poll(e.into())),
         }
@@ -223,6 +226,45 @@ impl Machine {
         match gone {
             true => Err(SandboxError::Ended(self.vmm_end()?)),
             false => Ok(()),
+        }
+    }
+
+    /// Asks the file server to add or remove shares.
+    pub fn share(
+        &mut self,
+        request: &RawShareRequest,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), SandboxError> {
+        self.fsd_control.send(request, fds)?;
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        loop {
+            match self.fsd_control.receive::<ShareReply>()? {
+                Some(ShareReply::Done) => return Ok(()),
+                Some(ShareReply::Failed { message }) => {
+                    return Err(SandboxError::Refused(printable(&message)));
+                }
+                None => self.await_file_server(deadline)?,
+            }
+        }
+    }
+
+    /// Waits until the file server has said something. One that has ended, or says nothing in
+    /// time, is an error; its end is the next event, too.
+    fn await_file_server(&mut self, deadline: Instant) -> Result<(), SandboxError> {
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.fsd_control.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.fsd.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, Some(&until(deadline))) {
+            Ok(0) => {
+                return Err(SandboxError::Unanswered { name: self.fsd.name, limit: ANSWER_LIMIT });
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(SandboxError::Poll(e.into())),
+        }
+        match fds[1].revents().is_empty() && !fds[0].revents().contains(PollFlags::HUP) {
+            true => Ok(()),
+            false => Err(SandboxError::Ended(End::FileServerDied("has ended".to_owned()))),
         }
     }
 

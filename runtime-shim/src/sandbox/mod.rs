@@ -27,6 +27,7 @@ pub use boot::{BOOT_TIMEOUT_ENV, Prepared, boot_limit, prepare};
 pub use capacity::Capacity;
 pub use machine::{End, Event, Machine};
 pub use resize::{Size, resize};
+pub(crate) use sources::{OpenShare, open_apart};
 
 /// Why a sandbox does not come up, or ended.
 #[derive(Debug, Error)]
@@ -89,7 +90,7 @@ pub enum SandboxError {
     /// A process says what the protocol does not allow.
     #[error("{0} answers with garbage")]
     Garbage(&'static str),
-    /// The VMM refuses a request.
+    /// A process refuses a request.
     #[error("{0}")]
     Refused(String),
     /// The machine ended.
@@ -98,9 +99,14 @@ pub enum SandboxError {
     /// Nothing comes from the guest.
     #[error("the guest agent has not answered for {} s", .0.as_secs())]
     Silent(Duration),
-    /// The VMM does not answer.
-    #[error("bulkhead-vmm has not answered for {} s", .0.as_secs())]
-    Unanswered(Duration),
+    /// A process does not answer.
+    #[error("{name} has not answered for {} s", .limit.as_secs())]
+    Unanswered {
+        /// Its name.
+        name: &'static str,
+        /// How long it may take.
+        limit: Duration,
+    },
     /// The agent speaks another version of the API.
     #[error("the agent speaks version {0} of the API, not {expected}", expected = bulkhead_protocol::guest::READY)]
     Version(u8),

@@ -17,7 +17,7 @@ const KVM_MINOR: u32 = 232;
 
 /// A share, opened.
 #[derive(Debug)]
-pub(super) struct OpenShare {
+pub(crate) struct OpenShare {
     pub name: String,
     pub read_only: bool,
     pub fd: OwnedFd,
@@ -52,6 +52,29 @@ pub(super) fn open_shares(
         mount_points::make(&shares[0].fd, &point.path, file)?;
     }
     Ok(shares)
+}
+
+/// As [`open_shares`], for a file server that is confined already and cannot set anything apart:
+/// each share is a mount of its own, with which the server reaches nothing else.
+///
+/// The attack: as with the first shares of a sandbox (`bulkhead-fsd`, `mounts`), a guest that
+/// runs code of its own in the server, and walks up from a descriptor, or opens a device in it.
+pub(crate) fn open_apart(
+    plan: &SandboxPlan,
+    root: RootSource,
+) -> Result<Vec<OpenShare>, SandboxError> {
+    let apart = |share: OpenShare| {
+        let OpenShare { name, read_only, fd } = share;
+        let fd = detach::set_apart(fd, read_only).map_err(|source| {
+            let is_it = |plan: &&SharePlan| plan.name == name;
+            let found = std::iter::once(&plan.root).chain(&plan.binds).find(is_it);
+            let (field, path) =
+                found.map(|p| (p.field.clone(), p.source.clone())).unwrap_or_default();
+            SandboxError::Detach { field, path, step: "setting it apart", source }
+        })?;
+        Ok(OpenShare { name, read_only, fd })
+    };
+    open_shares(plan, root)?.into_iter().map(apart).collect()
 }
 
 /// What `bind` binds: a directory or file of the host, or a mount made of it.

@@ -81,6 +81,9 @@ pub enum StateError {
     /// Removing what it put into its network namespace.
     #[error("removing what {0} left in its network namespace")]
     Network(ContainerId, #[source] NetworkError),
+    /// Removing what its sandbox holds for it.
+    #[error("removing {0} from its sandbox: {1}")]
+    Release(ContainerId, String),
     /// Removing its cgroup.
     #[error("removing the cgroup of {0}")]
     Cgroup(ContainerId, #[source] CgroupError),
@@ -95,9 +98,11 @@ impl Explain for StateError {
             Self::Exists(_) | Self::Absent(_) | Self::NotStopped { .. } => {
                 "looking up the container"
             }
-            Self::Remove(..) | Self::Network(..) | Self::Cgroup(..) | Self::Kill(..) => {
-                "deleting the container"
-            }
+            Self::Remove(..)
+            | Self::Release(..)
+            | Self::Network(..)
+            | Self::Cgroup(..)
+            | Self::Kill(..) => "deleting the container",
             _ => "keeping the container's state",
         }
     }

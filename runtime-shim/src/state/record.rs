@@ -65,6 +65,9 @@ pub struct Record {
     pub supervisor: ProcessId,
     /// File server and VMM, once they exist; recorded before they run anything.
     pub children: Vec<ProcessId>,
+    /// The first container of the sandbox that it is in, if it is not that itself.
+    #[serde(default)]
+    pub sandbox: Option<ContainerId>,
     /// Where redirections may be left, if that outlives the supervisor; recorded before they are
     /// made.
     #[serde(default)]

@@ -16,8 +16,9 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::store::{open_dir, read_record, unfinished_name, unfinished_prefix, write_record};
-use super::{ContainerDir, Record, StateError, Status, Store, View};
+use super::{CONTROL_SOCKET, ContainerDir, Record, StateError, Status, Store, View};
 use crate::cgroup;
+use crate::control::{self, ControlRequest};
 use crate::hooks::{Runner, run_poststop};
 use crate::image::remove::remove_path;
 use crate::network::clean_up;
@@ -52,6 +53,9 @@ fn end(store: &Store, mut view: View, force: bool) -> Result<(), StateError> {
         supervisor.kill().map_err(|e| StateError::Kill(id.clone(), supervisor.pid, e))?;
     }
     lock(&id, &view.dir)?;
+    if let Some(sandbox) = &view.record.sandbox {
+        release(store, &id, sandbox)?;
+    }
     match view.reread() {
         Ok(()) => {}
         // The supervisor, or another delete, has removed it meanwhile.
@@ -74,6 +78,22 @@ fn end(store: &Store, mut view: View, force: bool) -> Result<(), StateError> {
     remove_cgroup(&view.record, true)?;
     remove_scratch(&view.record)?;
     retire(&root, &view.dir, &view.record, None)
+}
+
+/// Waits until the sandbox of `id`, whose supervisor has ended, has let go of what it held for it.
+fn release(store: &Store, id: &ContainerId, sandbox: &ContainerId) -> Result<(), StateError> {
+    let view = match store.view(sandbox) {
+        Ok(view) => view,
+        Err(StateError::Absent(_)) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    match control::ask(&view.path(CONTROL_SOCKET), &ControlRequest::Release { id: id.clone() }) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(failure)) => Err(StateError::Release(id.clone(), failure.to_string())),
+        // The sandbox has ended, and everything in it.
+        Err(e) if e.is_end() => Ok(()),
+        Err(e) => Err(StateError::Release(id.clone(), crate::failure::chain(&e))),
+    }
 }
 
 /// Removes a container whose record cannot be read, unless it lives: then `error` stands.

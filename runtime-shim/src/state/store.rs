@@ -165,6 +165,12 @@ impl ContainerDir {
             .map_err(|e| self.write_failed(file, e.into()))
     }
 
+    /// Lets `file` lead to `target`.
+    pub fn link(&self, file: &'static str, target: &Path) -> Result<(), StateError> {
+        rustix::fs::symlinkat(target, &self.dir, file)
+            .map_err(|e| self.write_failed(file, e.into()))
+    }
+
     fn write_json(&self, file: &'static str, value: &impl Serialize) -> Result<(), StateError> {
         write_json(&self.dir, file, value).map_err(|e| self.write_failed(file, e))
     }

@@ -19,6 +19,7 @@ fn record(id: &str) -> Record {
         owner: 0,
         supervisor: ProcessId::own().unwrap(),
         children: vec![],
+        sandbox: None,
         network: None,
         cgroup: None,
         poststop: vec![],

@@ -41,18 +41,29 @@ impl Claim {
         planned: Option<Planned>,
         plan: &SandboxPlan,
     ) -> Result<(), Failure> {
-        let Some(mut planned) = planned else { return Ok(()) };
-        planned.make()?;
-        if self.record.cgroup.as_ref() != Some(planned.record()) {
-            self.record.cgroup = Some(planned.record().clone());
-            self.dir.write_record(&self.record)?;
-        }
-        let cgroup = planned.open()?;
+        let Some(planned) = planned else { return Ok(()) };
+        let cgroup = self.open_cgroup(planned)?;
         let has = |file: &str| cgroup.has(file);
         // Undone with the cgroup itself.
         drop(cgroup.apply(&settings::limits(&plan.host_resources, plan.mem_mib, has))?);
         self.cgroup = Some(cgroup);
         Ok(())
+    }
+
+    /// Makes the cgroup of a container in another one's microVM, which holds this process alone.
+    pub fn join_cgroup(&mut self, planned: Option<Planned>) -> Result<(), Failure> {
+        let Some(planned) = planned else { return Ok(()) };
+        let cgroup = self.open_cgroup(planned)?;
+        Ok(self.cgroup.insert(cgroup).join()?)
+    }
+
+    fn open_cgroup(&mut self, mut planned: Planned) -> Result<HostCgroup, Failure> {
+        planned.make()?;
+        if self.record.cgroup.as_ref() != Some(planned.record()) {
+            self.record.cgroup = Some(planned.record().clone());
+            self.dir.write_record(&self.record)?;
+        }
+        Ok(planned.open()?)
     }
 
     /// The failure, or the lack of memory that led to it.
@@ -142,6 +153,7 @@ pub(super) fn first_record(
         owner: rustix::process::getuid().as_raw(),
         supervisor: own,
         children: vec![],
+        sandbox: None,
         network,
         cgroup: cgroup.map(|planned| planned.record().clone()),
         uplink: options.uplink.as_ref().map(|uplink| uplink.backend),

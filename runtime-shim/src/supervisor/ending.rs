@@ -45,7 +45,7 @@ impl Supervisor {
                 let _ = self.machine.kill();
                 workload.relay.wait();
                 let failure = Failure::new("running the container", end.to_string(), end.fix());
-                let failure = self.claim.name_oom(failure.with_code(EXIT_LOST));
+                let failure = self.container.claim.name_oom(failure.with_code(EXIT_LOST));
                 // A detached supervisor has nobody else to tell.
                 self.machine.note(&failure.to_string());
                 Err(failure.with_details(self.machine.last_words()))
@@ -58,9 +58,13 @@ impl Supervisor {
     /// machine was killed meanwhile.
     fn drain(&mut self, relay: &Relay) -> Result<bool, Failure> {
         loop {
-            let extra = [self.signals.as_fd(), self.server.as_fd(), relay.as_fd()];
+            let extra =
+                [self.container.signals.as_fd(), self.container.server.as_fd(), relay.as_fd()];
             let outcome = match self.machine.next(&extra, None)? {
-                Event::Extra(0) => self.serve_signal(),
+                Event::Extra(0) => {
+                    self.container.serve_signal();
+                    None
+                }
                 Event::Extra(1) => self.serve_client(),
                 Event::Extra(_) => return Ok(false),
                 Event::Ended(_) => Some(Outcome::Killed),
@@ -76,8 +80,8 @@ impl Supervisor {
 
     /// Lets the guest write everything back and power off; one that does not is killed.
     fn switch_off(&mut self) {
-        let deadline = Instant::now() + self.call_limit;
-        if self.agent().shutdown().is_ok() {
+        let deadline = Instant::now() + self.container.call_limit;
+        if self.container.agent().shutdown().is_ok() {
             // While the guest powers off; its own end does not wait for this process.
             self.leave_cgroup();
             let ended = |event| matches!(event, Ok(Event::Ended(_) | Event::Timeout) | Err(_));
@@ -89,7 +93,9 @@ impl Supervisor {
     /// Leaves the sandbox's cgroup if that is to be removed at the end of this process. What
     /// fails is tried again then.
     fn leave_cgroup(&mut self) {
-        if let Some(cgroup) = self.claim.cgroup.as_mut().filter(|_| !self.claim.keep) {
+        if let Some(cgroup) =
+            self.container.claim.cgroup.as_mut().filter(|_| !self.container.claim.keep)
+        {
             let _ = cgroup.leave();
         }
     }
@@ -100,7 +106,7 @@ impl Supervisor {
         let failure = match self.ended_by_now() {
             Some(end) if failure.code == EXIT_FAILURE => {
                 let phase = "creating the container";
-                self.claim.name_oom(Failure::new(phase, end.to_string(), end.fix()))
+                self.container.claim.name_oom(Failure::new(phase, end.to_string(), end.fix()))
             }
             _ => failure,
         };

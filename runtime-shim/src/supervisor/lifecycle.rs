@@ -4,29 +4,30 @@
 //! claim removes the container's directory.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use bulkhead_protocol::id::ContainerId;
 use oci_spec::runtime::LinuxResources;
 
 use super::claim::{Claim, first_record, plan_cgroup};
+use super::container::{Container, program_of};
+use super::joined;
+use super::members::Member;
+use super::membership;
 use super::oom::OomShield;
-use super::relay::{GuestStreams, Relay};
+use super::relay::Relay;
 use super::terminal::Terminal;
-use super::workload::{start_failure, workload};
-use crate::agent_client::{AgentClient, AgentError, Call, ExitStatus, Progress, wait_reply};
+use crate::agent_client::{AgentError, Call, ExitStatus, Progress, wait_reply};
 use crate::block::GuestDisks;
 use crate::cgroup::settings;
 use crate::config;
 use crate::control::ControlServer;
 use crate::failure::Failure;
-use crate::hooks::{Hooks, Runner};
+use crate::hooks::Runner;
 use crate::network::{self, Devices, Network};
 use crate::plan::{Fixed, SandboxPlan, plan};
 use crate::request::{SandboxOptions, SandboxRequest};
-use crate::sandbox::{End, Event, Machine, SandboxError, boot_limit, prepare};
-use crate::signal::{Signals, ends_a_program};
+use crate::sandbox::{End, Event, Machine, boot_limit, prepare};
+use crate::signal::Signals;
 use crate::state::{CONTROL_SOCKET, Status, Store, VSOCK_SOCKET};
 use crate::uplink::Uplink;
 
@@ -41,21 +42,14 @@ pub(super) struct Supervisor {
     pub machine: Machine,
     pub network: Network,
     _uplink: Option<Uplink>,
-    pub terminal: Terminal,
-    pub server: ControlServer,
-    pub signals: Signals,
-    pub agent_socket: PathBuf,
-    pub call_limit: Duration,
-    pub program: String,
-    pub hooks: Hooks,
     /// The container's resources, which updates change.
     pub resources: LinuxResources,
     pub fixed: Fixed,
     /// Serial numbers of the disks, in the order of the machine's.
     pub disks: Vec<String>,
-    /// State of the container before it was paused.
-    pub resumes_to: Status,
-    pub claim: Claim,
+    /// The other containers in the machine.
+    pub members: Vec<Member>,
+    pub container: Container,
 }
 
 /// A created container's streams and the wait for its end.
@@ -86,12 +80,11 @@ pub(super) fn supervise(
         .map_err(|e| Failure::new("preparing the supervisor", e.to_string(), ""))?;
     let SandboxRequest { options, root } = request;
     let policy = config::policy()?;
-    let plan = plan(&options.id, &options.bundle, options.spec.clone(), &policy)?;
-    if options.debug {
-        for note in &plan.notes {
-            eprintln!("bulkhead: {} is dropped: {}", note.field, note.reason);
-        }
+    if let Some(place) = membership::find(&options, &policy)? {
+        return joined::supervise(options, root, place, &policy, signals, report);
     }
+    let plan = plan(&options.id, &options.bundle, options.spec.clone(), &policy)?;
+    tell_notes(&options, &plan);
     let prepared = prepare(&plan, root, options.debug || plan.debug_console)?;
     let guest_disks = prepared.guest_disks().clone();
     let limit = boot_limit(&plan)?;
@@ -107,13 +100,20 @@ pub(super) fn supervise(
     let mut workload = supervisor.create(&plan, guest_disks)?;
     supervisor.limit_cpu_time(&plan)?;
     if options.start {
-        supervisor.check_signals()?;
+        supervisor.container.check_signals()?;
         supervisor.start().map_err(|f| supervisor.explain(f))?;
     }
     report(std::process::id())?;
-    supervisor.claim.keep = options.keep;
+    supervisor.container.claim.keep = options.keep;
     let outcome = supervisor.watch(&mut workload.wait)?;
     supervisor.end(outcome, workload)
+}
+
+/// Tells what of the specification is dropped, if somebody wants to know.
+pub(super) fn tell_notes(options: &SandboxOptions, plan: &SandboxPlan) {
+    for note in plan.notes.iter().filter(|_| options.debug) {
+        eprintln!("bulkhead: {} is dropped: {}", note.field, note.reason);
+    }
 }
 
 impl Supervisor {
@@ -150,100 +150,71 @@ impl Supervisor {
             machine,
             network,
             _uplink: uplink,
-            terminal,
-            server,
-            signals,
-            agent_socket: claim.dir.path(VSOCK_SOCKET),
-            call_limit,
-            program: process.args().iter().flatten().next().cloned().unwrap_or_default(),
-            hooks: plan.hooks.clone(),
             resources: plan.resources.clone(),
             fixed: plan.fixed,
             disks: plan.disks.iter().map(|disk| disk.serial.clone()).collect(),
-            resumes_to: Status::Created,
-            claim,
+            members: vec![],
+            container: Container {
+                terminal,
+                server,
+                signals,
+                agent_socket: claim.dir.path(VSOCK_SOCKET),
+                call_limit,
+                program: program_of(&process),
+                hooks: plan.hooks.clone(),
+                resumes_to: Status::Created,
+                claim,
+            },
         })
-    }
-
-    pub fn agent(&self) -> AgentClient<'_> {
-        AgentClient::new(&self.agent_socket, self.call_limit)
-    }
-
-    pub fn id(&self) -> &ContainerId {
-        &self.claim.record.id
     }
 
     /// Creates the container in the guest, connects its streams, and begins to wait for its end.
     fn create(&mut self, plan: &SandboxPlan, disks: GuestDisks) -> Result<Workload, Failure> {
         let created = self.try_create(plan, disks);
         let workload = created.map_err(|f| self.explain(f))?;
-        self.claim.set_status(Status::Created)?;
+        self.container.claim.set_status(Status::Created)?;
         Ok(workload)
     }
 
     /// Sets the quota of CPU time: the boot was not the tenant's work, and a small quota would
     /// make it last.
     fn limit_cpu_time(&self, plan: &SandboxPlan) -> Result<(), Failure> {
-        match &self.claim.cgroup {
+        match &self.container.claim.cgroup {
             Some(cgroup) => Ok(cgroup.apply(&settings::quota(&plan.host_resources)).map(drop)?),
             None => Ok(()),
         }
     }
 
     fn try_create(&mut self, plan: &SandboxPlan, disks: GuestDisks) -> Result<Workload, Failure> {
-        let spec = serde_json::to_vec(&plan.guest_spec)
-            .map_err(|e| Failure::new("planning the sandbox", e.to_string(), ""))?;
-        let stderr = !self.terminal.is_some();
         self.introduce_network()?;
-        let streams = GuestStreams::open(&self.agent_socket, stderr, self.call_limit)?;
-        let agent = self.agent();
-        let id = self.id();
-        agent
-            .create(id, spec, disks, streams.numbers)
-            .map_err(|e| start_failure(e, &self.program))?;
-        if let Some((rows, columns)) = self.terminal.size().or(plan.console_size) {
-            agent.resize(workload(id), rows, columns)?;
-        }
-        let wait = agent.wait(workload(id))?;
-        self.terminal.connect()?;
-        let relay = Relay::start(self.terminal.streams()?, streams)?;
-        Ok(Workload { relay, wait })
-    }
-
-    /// Ends the start if a signal has come that would end a program. The workload does not run
-    /// yet, and the first process of a pid namespace ignores what it has no handler for.
-    fn check_signals(&mut self) -> Result<(), Failure> {
-        while let Some(signal) = self.signals.take() {
-            if ends_a_program(signal) {
-                return Err(SandboxError::Interrupted(signal).into());
-            }
-            self.forward(signal);
-        }
-        Ok(())
+        self.container.create(plan, disks, &[])
     }
 
     pub fn start(&mut self) -> Result<(), Failure> {
-        if self.claim.record.status != Status::Created {
-            let cause =
-                format!("cannot start a container in the {} state", self.claim.record.status);
-            return Err(Failure::new("starting the container", cause, ""));
-        }
+        self.container.check_created()?;
         self.complete_network()?;
-        self.agent().start(self.id()).map_err(|e| start_failure(e, &self.program))?;
-        self.claim.set_status(Status::Running)?;
-        self.claim.run_poststart_hooks(&self.hooks)
+        self.container.start()
     }
 
     /// Serves signals and clients until the workload or its machine has ended.
     fn watch(&mut self, wait: &mut Call) -> Result<Outcome, Failure> {
         loop {
             let due = self.follow_network();
-            let (signals, server) = (self.signals.as_fd(), self.server.as_fd());
-            let extra = [signals, server, wait.as_fd(), self.network.as_fd()];
+            let (signals, server) = (self.container.signals.as_fd(), self.container.server.as_fd());
+            let mut extra = vec![signals, server, wait.as_fd(), self.network.as_fd()];
+            let own = extra.len();
+            extra.extend(self.members.iter().map(AsFd::as_fd));
             let outcome = match self.machine.next(&extra, due)? {
-                Event::Extra(0) => self.serve_signal(),
+                Event::Extra(0) => {
+                    self.container.serve_signal();
+                    None
+                }
                 Event::Extra(1) => self.serve_client(),
                 Event::Extra(2) => self.wait_outcome(wait)?,
+                Event::Extra(n) if n >= own => {
+                    self.release(n - own);
+                    None
+                }
                 Event::Extra(_) => {
                     self.network.notice();
                     None
@@ -265,28 +236,6 @@ impl Supervisor {
             // A broken connection is a machine that ends; a moment later it is known why.
             Err(AgentError::Closed(_)) => Ok(Some(Outcome::Lost(self.reason()?))),
             Err(e) => Err(e.into()),
-        }
-    }
-
-    pub fn serve_signal(&mut self) -> Option<Outcome> {
-        while let Some(signal) = self.signals.take() {
-            self.forward(signal);
-        }
-        None
-    }
-
-    fn forward(&self, signal: u32) {
-        if signal == libc::SIGWINCH as u32 {
-            return self.resize();
-        }
-        // Whoever sent it gets no answer; a workload that has just ended is no error.
-        let _ = self.agent().signal(workload(self.id()), signal, false);
-    }
-
-    fn resize(&self) {
-        if let Some((rows, columns)) = self.terminal.size() {
-            // The size of a terminal that has just gone does not matter.
-            let _ = self.agent().resize(workload(self.id()), rows, columns);
         }
     }
 }

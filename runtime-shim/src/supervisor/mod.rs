@@ -5,9 +5,13 @@
 //! process of its own, which is the process of the pid file.
 
 mod claim;
+mod container;
 mod detach;
 mod ending;
+mod joined;
 mod lifecycle;
+mod members;
+mod membership;
 mod network;
 mod oom;
 pub mod relay;

@@ -51,7 +51,7 @@ impl Guest for ServingGuest<'_> {
 impl Supervisor {
     /// Before the container is made: its interfaces that were there before the boot.
     pub(super) fn introduce_network(&mut self) -> Result<(), Failure> {
-        let agent = AgentClient::new(&self.agent_socket, self.call_limit);
+        let agent = AgentClient::new(&self.container.agent_socket, self.container.call_limit);
         self.network.introduce(&mut ServingGuest { machine: &mut self.machine, agent })
     }
 
@@ -67,7 +67,7 @@ impl Supervisor {
     /// be. What fails is told in the container's log. A paused guest is told when it goes on: it
     /// cannot answer before.
     pub(super) fn follow_network(&mut self) -> Option<Instant> {
-        if self.claim.record.status == Status::Paused {
+        if self.container.claim.record.status == Status::Paused {
             return None;
         }
         if self.network.due().is_some_and(|due| due <= Instant::now()) {
@@ -79,7 +79,7 @@ impl Supervisor {
     }
 
     fn sync_network(&mut self) -> Vec<Failure> {
-        let agent = AgentClient::new(&self.agent_socket, self.call_limit);
+        let agent = AgentClient::new(&self.container.agent_socket, self.container.call_limit);
         self.network.sync(&mut ServingGuest { machine: &mut self.machine, agent })
     }
 }

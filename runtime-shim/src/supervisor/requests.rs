@@ -2,6 +2,7 @@
 
 use bulkhead_protocol::control::{Reply, Request};
 
+use super::container::kill_failure;
 use super::lifecycle::{KILL_DIVISOR, Outcome, Supervisor};
 use super::workload::workload;
 use crate::cgroup::HostCgroup;
@@ -14,13 +15,21 @@ use crate::state::Status;
 impl Supervisor {
     /// Takes a client that has connected, does what it asks, and answers.
     pub fn serve_client(&mut self) -> Option<Outcome> {
-        let (client, request) = self.server.accept()?;
+        let (client, request) = self.container.server.accept()?;
         let (reply, outcome) = match request {
             ControlRequest::Start => self.serve_start(),
             ControlRequest::Kill { signal, all } => self.serve_kill(signal, all),
-            ControlRequest::Pause => (self.serve_pause(), None),
-            ControlRequest::Resume => (self.serve_resume(), None),
+            ControlRequest::Pause => (self.container.serve_pause(), None),
+            ControlRequest::Resume => (self.container.serve_resume(), None),
             ControlRequest::Update { resources } => (self.serve_update(&resources), None),
+            ControlRequest::Join { id, shares, resources } => {
+                self.serve_join(client, id, shares, *resources);
+                return None;
+            }
+            ControlRequest::UpdateMember { id, resources } => {
+                (self.serve_update_member(&id, &resources), None)
+            }
+            ControlRequest::Release { id } => (self.serve_release(&id), None),
             ControlRequest::ResizeDisk { name } => (self.serve_resize_disk(&name), None),
             ControlRequest::Stats => (self.serve_stats(), None),
         };
@@ -29,39 +38,13 @@ impl Supervisor {
     }
 
     fn serve_start(&mut self) -> (ControlReply, Option<Outcome>) {
-        let created = self.claim.record.status == Status::Created;
+        let created = self.container.claim.record.status == Status::Created;
         match self.start() {
             Ok(()) => (Ok(ControlAnswer::Done), None),
             // What could not be started never will be.
             Err(f) if created => (Err(f.clone()), Some(Outcome::NotStarted(f))),
             Err(f) => (Err(f), None),
         }
-    }
-
-    /// Freezes the container, not its guest: the agent goes on to answer. runc's words.
-    fn serve_pause(&mut self) -> ControlReply {
-        let before = self.claim.record.status;
-        if !matches!(before, Status::Created | Status::Running) {
-            return Err(Failure::new("pausing the container", "container not running", ""));
-        }
-        self.agent().pause(self.id())?;
-        if let Err(failure) = self.claim.set_status(Status::Paused) {
-            self.claim.record.status = before;
-            // A container that is recorded as running must run.
-            let _ = self.agent().unpause(self.id());
-            return Err(failure);
-        }
-        self.resumes_to = before;
-        Ok(ControlAnswer::Done)
-    }
-
-    fn serve_resume(&mut self) -> ControlReply {
-        if self.claim.record.status != Status::Paused {
-            return Err(Failure::new("resuming the container", "container not paused", ""));
-        }
-        self.agent().unpause(self.id())?;
-        self.claim.set_status(self.resumes_to)?;
-        Ok(ControlAnswer::Done)
     }
 
     /// The monitor looks at the size of a disk's file and tells the guest.
@@ -95,7 +78,7 @@ impl Supervisor {
         Ok(ControlAnswer::Stats(Box::new(SandboxStats {
             vcpus: size.vcpus,
             mem_mib: size.mem_mib,
-            host: self.claim.cgroup.as_ref().map(HostCgroup::usage),
+            host: self.container.claim.cgroup.as_ref().map(HostCgroup::usage),
             devices,
         })))
     }
@@ -103,20 +86,19 @@ impl Supervisor {
     /// A guest that does not let its workload be killed is killed itself.
     fn serve_kill(&mut self, signal: u32, all: bool) -> (ControlReply, Option<Outcome>) {
         let kill = signal == libc::SIGKILL as u32;
-        let limit = if kill { self.call_limit / KILL_DIVISOR } else { self.call_limit };
-        let sent = self.agent().with_limit(limit).signal(workload(self.id()), signal, all);
+        let limit =
+            if kill { self.container.call_limit / KILL_DIVISOR } else { self.container.call_limit };
+        let sent = self.container.agent().with_limit(limit).signal(
+            workload(self.container.id()),
+            signal,
+            all,
+        );
         match sent {
             Ok(()) => (Ok(ControlAnswer::Done), None),
             Err(e) if e.refused_as().is_none() && kill => {
                 (Ok(ControlAnswer::Done), Some(Outcome::Killed))
             }
-            Err(e) => {
-                let cause = match e.refused_as() {
-                    Some(_) => format!("container not running: {e}"),
-                    None => crate::failure::chain(&e),
-                };
-                (Err(Failure::new("sending the signal", cause, "")), None)
-            }
+            Err(e) => (Err(kill_failure(&e)), None),
         }
     }
 }

@@ -24,46 +24,128 @@ const PHASE: &str = "updating the container";
 impl Supervisor {
     /// Changes the limits that `change` names; one that is 0 or empty is not named, as with runc.
     pub(super) fn serve_update(&mut self, change: &LinuxResources) -> ControlReply {
-        if self.claim.record.status == Status::Creating {
+        if self.container.claim.record.status == Status::Creating {
             return Err(Failure::new(PHASE, "container not running", ""));
         }
         let wanted = merged(&self.resources, change);
-        let planned = plan_resources(&wanted)
-            .map_err(|e| Failure::new(PHASE, e.to_string(), "correct the value"))?;
-        let size = wanted_size(&planned, &wanted, self.fixed, self.machine.size())?;
-        let undo = self.limit_host(&planned, size.mem_mib.max(self.machine.size().mem_mib))?;
-        if let Err(failure) = self.change_guest(size, &planned.guest) {
-            if let Some(cgroup) = &self.claim.cgroup {
+        let planned = plan_for_update(&wanted)?;
+        let mut size = wanted_size(&planned, &wanted, self.fixed, self.own_size())?;
+        size.mem_mib = size.mem_mib.saturating_add(self.members_mib());
+        let id = self.container.id().clone();
+        let old = std::mem::replace(&mut self.resources, wanted);
+        if let Err(failure) = self.change(&id, size, &old, &planned.guest) {
+            self.resources = old;
+            return Err(failure);
+        }
+        self.note_dropped(change);
+        Ok(ControlAnswer::Done)
+    }
+
+    /// The same for a container that has joined.
+    pub(super) fn serve_update_member(
+        &mut self,
+        id: &ContainerId,
+        change: &LinuxResources,
+    ) -> ControlReply {
+        let Some(index) = self.members.iter().position(|member| member.id == *id) else {
+            return Err(Failure::new(PHASE, "container not running", ""));
+        };
+        let wanted = merged(&self.members[index].resources, change);
+        let planned = plan_for_update(&wanted)?;
+        if let Some(field) = settings::need_host(&planned.host) {
+            let cause = format!("{field}: it holds for a whole microVM");
+            let fix = "update the sandbox's first container";
+            return Err(Failure::new(PHASE, cause, fix));
+        }
+        let own = self.own_size();
+        let old = std::mem::replace(&mut self.members[index].resources, wanted);
+        let mem_mib = own.mem_mib.saturating_add(self.members_mib());
+        let size = Size { mem_mib, ..own };
+        if let Err(failure) = self.change(id, size, &old, &planned.guest) {
+            self.members[index].resources = old;
+            return Err(failure);
+        }
+        self.note_dropped(change);
+        Ok(ControlAnswer::Done)
+    }
+
+    /// What the machine would have without its other containers.
+    fn own_size(&self) -> Size {
+        let size = self.machine.size();
+        Size { mem_mib: size.mem_mib.saturating_sub(self.members_mib()), ..size }
+    }
+
+    fn note_dropped(&mut self, change: &LinuxResources) {
+        for note in dropped(change) {
+            self.machine.note(&format!("{} is dropped: {}", note.field, note.reason));
+        }
+    }
+
+    /// Gives the machine `size`, the container `id`, whose limits are `old`, its limits of now,
+    /// and the sandbox's cgroup what follows.
+    fn change(
+        &mut self,
+        id: &ContainerId,
+        size: Size,
+        old: &LinuxResources,
+        limits: &LinuxResources,
+    ) -> Result<(), Failure> {
+        let undo = self.limit_host(size.mem_mib.max(self.machine.size().mem_mib))?;
+        if let Err(failure) = self.change_guest(id, size, old, limits) {
+            if let Some(cgroup) = &self.container.claim.cgroup {
                 cgroup.undo(undo);
             }
             return Err(failure);
         }
-        for note in dropped(change) {
-            self.machine.note(&format!("{} is dropped: {}", note.field, note.reason));
-        }
-        self.resources = wanted;
         // Never more than before the last step: it cannot be refused, and undoes nothing.
-        self.limit_host(&planned, self.machine.size().mem_mib).map(drop)?;
-        Ok(ControlAnswer::Done)
+        self.limit_host(self.machine.size().mem_mib).map(drop)
     }
 
-    fn limit_host(&self, planned: &ResourcePlan, mem_mib: u32) -> Result<Undo, Failure> {
-        let Some(cgroup) = &self.claim.cgroup else {
-            return match settings::need_host(&planned.host) {
+    /// Gives the machine `size` and the sandbox's cgroup what follows, or changes nothing.
+    pub(super) fn resize(&mut self, size: Size) -> Result<(), Failure> {
+        let before = self.machine.size();
+        let undo = self.limit_host(size.mem_mib.max(before.mem_mib))?;
+        let agent = AgentClient::new(&self.container.agent_socket, self.container.call_limit);
+        let reached = resize(&mut self.machine, &agent, size);
+        let failure = match reached {
+            Ok(reached) if reached.mem_mib >= size.mem_mib => {
+                return self.limit_host(reached.mem_mib).map(drop);
+            }
+            Ok(reached) => guest::incomplete(reached, size),
+            Err(failure) => failure,
+        };
+        // The first failure is the one to tell.
+        let _ = resize(&mut self.machine, &agent, before);
+        if let Some(cgroup) = &self.container.claim.cgroup {
+            cgroup.undo(undo);
+        }
+        Err(failure)
+    }
+
+    /// Holds the sandbox on the host to what its containers may have together.
+    fn limit_host(&self, mem_mib: u32) -> Result<Undo, Failure> {
+        let host = self.host_resources(&plan_for_update(&self.resources)?.host);
+        let Some(cgroup) = &self.container.claim.cgroup else {
+            return match settings::need_host(&host) {
                 Some(field) => Err(CgroupError::Version(field).into()),
                 None => Ok(Undo::default()),
             };
         };
-        let mut wanted = settings::limits(&planned.host, mem_mib, |file| cgroup.has(file));
-        wanted.extend(settings::quota(&planned.host));
+        let mut wanted = settings::limits(&host, mem_mib, |file| cgroup.has(file));
+        wanted.extend(settings::quota(&host));
         Ok(cgroup.apply(&wanted)?)
     }
 
-    /// The guest's size and the container's limits in it.
-    fn change_guest(&mut self, size: Size, limits: &LinuxResources) -> Result<(), Failure> {
-        let old = plan_resources(&self.resources)?.guest;
-        let agent = AgentClient::new(&self.agent_socket, self.call_limit);
-        let id = &self.claim.record.id;
+    /// The guest's size and a container's limits in it.
+    fn change_guest(
+        &mut self,
+        id: &ContainerId,
+        size: Size,
+        old: &LinuxResources,
+        limits: &LinuxResources,
+    ) -> Result<(), Failure> {
+        let old = plan_resources(old)?.guest;
+        let agent = AgentClient::new(&self.container.agent_socket, self.container.call_limit);
         guest::change(
             &mut ServingGuest { machine: &mut self.machine, agent, id },
             size,
@@ -71,6 +153,10 @@ impl Supervisor {
             limits,
         )
     }
+}
+
+fn plan_for_update(resources: &LinuxResources) -> Result<ResourcePlan, Failure> {
+    plan_resources(resources).map_err(|e| Failure::new(PHASE, e.to_string(), "correct the value"))
 }
 
 /// A guest whose agent serves.

@@ -1,4 +1,4 @@
-//! The one message that tells the server what to serve.
+//! The first message, which tells the server what to serve.
 //!
 //! Input: JSON and descriptors from the runtime, which is trusted, but checked nevertheless.
 
@@ -7,10 +7,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use bulkhead_protocol::limits::{CONTROL_FDS_MAX, CONTROL_MESSAGE_MAX};
-use bulkhead_protocol::share::{RawShareConfig, ShareConfig, ShareConfigError};
+use bulkhead_protocol::share::{RawShare, RawShareConfig, ShareConfig, ShareConfigError};
 use bulkhead_protocol::vm::FdIndex;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 use thiserror::Error;
+
+use crate::server::NewShare;
 
 /// Why the message is refused.
 #[derive(Debug, Error)]
@@ -41,56 +43,75 @@ pub enum ConfigError {
 pub struct Config {
     /// Socket to the VMM's device.
     pub device: OwnedFd,
-    /// Name, `O_PATH` descriptor, and whether changes are refused.
-    pub shares: Vec<(String, OwnedFd, bool)>,
+    /// Each somewhere in a file system of the host.
+    pub shares: Vec<NewShare>,
 }
 
 impl Config {
     /// Receives the message on the control socket.
     pub fn receive(control: BorrowedFd<'_>) -> Result<Self, ConfigError> {
-        let mut text = vec![0; CONTROL_MESSAGE_MAX];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CONTROL_FDS_MAX))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::net::recvmsg(
-            control,
-            &mut [IoSliceMut::new(&mut text)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-        .map_err(|errno| ConfigError::Receive(errno.into()))?;
-        let fds: Vec<OwnedFd> = ancillary
-            .drain()
-            .filter_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-                _ => None,
-            })
-            .flatten()
-            .collect();
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-            return Err(ConfigError::TooLarge);
-        }
-        if received.bytes == 0 {
-            return Err(ConfigError::Closed);
-        }
-        Self::parse(&text[..received.bytes], fds)
+        let (text, fds) = receive(control)?;
+        Self::parse(&text, fds)
     }
 
     fn parse(text: &[u8], fds: Vec<OwnedFd>) -> Result<Self, ConfigError> {
         let raw: RawShareConfig = serde_json::from_slice(text).map_err(ConfigError::Parse)?;
         let checked = ShareConfig::new(raw, fds.len()).map_err(ConfigError::Check)?;
-        let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
-        let mut take = |index: FdIndex| {
-            let slot = fds.get_mut(index.0 as usize);
-            slot.and_then(Option::take).ok_or(ConfigError::Twice(index.0))
-        };
-        let device = take(checked.device())?;
-        let shares = checked
-            .shares()
-            .iter()
-            .map(|share| Ok((share.name.clone(), take(share.source)?, share.read_only)))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { device, shares })
+        let mut fds = Fds::new(fds);
+        let device = fds.take(checked.device())?;
+        Ok(Self { device, shares: fds.shares(checked.shares())? })
     }
+}
+
+/// Descriptors that came with a message, each for one purpose.
+pub(crate) struct Fds(Vec<Option<OwnedFd>>);
+
+impl Fds {
+    pub fn new(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into_iter().map(Some).collect())
+    }
+
+    fn take(&mut self, index: FdIndex) -> Result<OwnedFd, ConfigError> {
+        let slot = self.0.get_mut(index.0 as usize);
+        slot.and_then(Option::take).ok_or(ConfigError::Twice(index.0))
+    }
+
+    /// The shares with their descriptors.
+    pub fn shares(&mut self, shares: &[RawShare]) -> Result<Vec<NewShare>, ConfigError> {
+        let with_fd =
+            |share: &RawShare| Ok((share.name.clone(), self.take(share.source)?, share.read_only));
+        shares.iter().map(with_fd).collect()
+    }
+}
+
+/// The next message on the control socket, and the descriptors that came along.
+pub(crate) fn receive(control: BorrowedFd<'_>) -> Result<(Vec<u8>, Vec<OwnedFd>), ConfigError> {
+    let mut text = vec![0; CONTROL_MESSAGE_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CONTROL_FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        control,
+        &mut [IoSliceMut::new(&mut text)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .map_err(|errno| ConfigError::Receive(errno.into()))?;
+    let fds: Vec<OwnedFd> = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(ConfigError::TooLarge);
+    }
+    if received.bytes == 0 {
+        return Err(ConfigError::Closed);
+    }
+    text.truncate(received.bytes);
+    Ok((text, fds))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! component is looked up. It was opened without following a symbolic link, and `O_PATH` opens
 //! nothing: a device, FIFO or socket is never touched by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ use crate::table::Table;
 /// writable mount; so is the share, which has its own read-only flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// Index of the share.
-    pub share: u8,
+    /// Number of the share.
+    pub share: u32,
     device: (u32, u32),
     mount: u64,
     number: u64,
@@ -28,7 +28,7 @@ pub struct Key {
 
 impl Key {
     /// The key of what `attributes` (with [`attributes_wanted`]) describe.
-    pub fn new(share: u8, attributes: &Statx) -> Self {
+    pub fn new(share: u32, attributes: &Statx) -> Self {
         Self {
             share,
             device: (attributes.stx_dev_major, attributes.stx_dev_minor),
@@ -60,7 +60,7 @@ pub struct Inode {
 
 impl Inode {
     /// Wraps an `O_PATH` descriptor, and returns its attributes too.
-    pub fn new(share: u8, fd: OwnedFd) -> Result<(Self, Statx), Errno> {
+    pub fn new(share: u32, fd: OwnedFd) -> Result<(Self, Statx), Errno> {
         let attributes = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, attributes_wanted())?;
         let key = Key::new(share, &attributes);
         let kind = FileType::from_raw_mode(attributes.stx_mode.into());
@@ -90,12 +90,30 @@ pub struct InodeTable {
     known: Table<Known>,
     /// A tree, as the keys of a hash table would have to be drawn from the kernel.
     ids: BTreeMap<Key, u64>,
+    /// Shares whose inodes may be here.
+    shares: BTreeSet<u32>,
 }
 
 impl InodeTable {
     /// A table of at most `capacity` inodes.
     pub fn new(capacity: usize) -> Self {
-        Self { known: Table::new(capacity), ids: BTreeMap::new() }
+        Self { known: Table::new(capacity), ids: BTreeMap::new(), shares: BTreeSet::new() }
+    }
+
+    /// Lets inodes of `share` in.
+    pub fn admit(&mut self, share: u32) {
+        self.shares.insert(share);
+    }
+
+    /// Takes all inodes of `share` out, for the caller to drop without the lock, and lets no
+    /// others in: a lookup that began before must not keep its mount.
+    pub fn expel(&mut self, share: u32) -> Vec<Arc<Inode>> {
+        self.shares.remove(&share);
+        let of_share = |key: &Key| key.share == share;
+        let ids: Vec<u64> =
+            self.ids.iter().filter(|(key, _)| of_share(key)).map(|(_, id)| *id).collect();
+        self.ids.retain(|key, _| !of_share(key));
+        ids.into_iter().filter_map(|id| Some(self.known.remove(id)?.inode)).collect()
     }
 
     /// Whether inodes should be spared.
@@ -123,8 +141,12 @@ impl InodeTable {
         Some(nodeid)
     }
 
-    /// Counts one more lookup of `inode` and gives its node id; `ENFILE` if the table is full.
+    /// Counts one more lookup of `inode` and gives its node id; `ENFILE` if the table is full,
+    /// `ESTALE` if its share is gone.
     pub fn insert(&mut self, inode: Arc<Inode>) -> Result<u64, Errno> {
+        if !self.shares.contains(&inode.key.share) {
+            return Err(Errno::STALE);
+        }
         if let Some(nodeid) = self.look_up(&inode.key) {
             return Ok(nodeid);
         }

@@ -17,6 +17,7 @@
 pub mod abi;
 pub mod config;
 pub mod confine;
+mod control;
 mod handle;
 pub mod identity;
 mod inode;
@@ -26,6 +27,7 @@ pub mod pool;
 pub mod reply;
 pub mod request;
 pub mod server;
+mod shares;
 mod table;
 
 #[cfg(test)]

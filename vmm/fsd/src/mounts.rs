@@ -67,7 +67,7 @@ fn copy(source: OwnedFd) -> Result<OwnedFd, Errno> {
 
 /// Whether nothing lies above `source`: `..` of a directory leads to itself, as at the top of a
 /// mount that is mounted nowhere; a file, which leads nowhere, is all of its mount.
-fn is_top(source: &OwnedFd) -> Result<bool, Errno> {
+pub(crate) fn is_top(source: &OwnedFd) -> Result<bool, Errno> {
     let found = rustix::fs::statx(source, c"", AtFlags::EMPTY_PATH, attributes_wanted())?;
     if FileType::from_raw_mode(found.stx_mode.into()) != FileType::Directory {
         return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 use thiserror::Error;
 
+use crate::control::serve_request;
 use crate::identity::Identity;
 use crate::reply::Reply;
 use crate::server::{Answer, MESSAGE_MAX, Server};
@@ -39,6 +40,9 @@ pub enum PoolError {
     /// Waiting for the sockets.
     #[error("waiting for the end of the VMM or of the runtime")]
     Wait(#[source] std::io::Error),
+    /// Talking to the runtime.
+    #[error("talking to the runtime")]
+    Control(#[source] std::io::Error),
     /// Reading a request.
     #[error("reading a request")]
     Receive(#[source] std::io::Error),
@@ -61,7 +65,7 @@ pub fn serve(
     std::thread::scope(|scope| {
         let threads: Vec<_> =
             (0..THREADS).map(|_| spawn(scope, server, device, hook)).collect::<Result<_, _>>()?;
-        let waited = hook().map_err(PoolError::Hook).and_then(|()| wait(device, control));
+        let waited = hook().map_err(PoolError::Hook).and_then(|()| wait(server, device, control));
         // Wakes threads that wait for a request.
         let _ = rustix::net::shutdown(device, Shutdown::Both);
         let ended = threads.into_iter().map(|thread| {
@@ -94,8 +98,8 @@ fn spawn<'scope>(
     })
 }
 
-/// Waits until either peer is gone.
-fn wait(device: BorrowedFd<'_>, control: BorrowedFd<'_>) -> Result<(), PoolError> {
+/// Serves the runtime until either peer is gone.
+fn wait(server: &Server, device: BorrowedFd<'_>, control: BorrowedFd<'_>) -> Result<(), PoolError> {
     loop {
         let mut sockets = [
             // An end of the connection is told without being asked for.
@@ -103,7 +107,12 @@ fn wait(device: BorrowedFd<'_>, control: BorrowedFd<'_>) -> Result<(), PoolError
             PollFd::from_borrowed_fd(control, PollFlags::IN),
         ];
         match rustix::event::poll(&mut sockets, None) {
-            Ok(_) => return Ok(()),
+            Ok(_) if !sockets[0].revents().is_empty() => return Ok(()),
+            Ok(_) => match serve_request(server, control) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => return Err(PoolError::Control(error)),
+            },
             Err(Errno::INTR) => {}
             Err(errno) => return Err(PoolError::Wait(errno.into())),
         }

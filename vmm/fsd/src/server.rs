@@ -5,8 +5,9 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use bulkhead_protocol::limits::SHARES_OF_ALL_MAX;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::path::DecInt;
@@ -18,6 +19,7 @@ use crate::identity::Identity;
 use crate::inode::{Inode, InodeTable};
 use crate::reply::Reply;
 use crate::request::Request;
+use crate::shares::Shares;
 
 /// Largest message in either direction: the largest value of an extended attribute with its
 /// name. A socket takes such a message without contiguous memory, and the default send buffer
@@ -36,6 +38,12 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+    /// The name is taken.
+    #[error("share {0:?} is served already")]
+    Twice(String),
+    /// More shares than [`SHARES_OF_ALL_MAX`].
+    #[error("more than {SHARES_OF_ALL_MAX} shares")]
+    TooMany,
 }
 
 /// How much the guest may keep open.
@@ -57,15 +65,8 @@ impl Limits {
     }
 }
 
-/// An entry of the root directory.
-pub(crate) struct Share {
-    /// Name of the entry.
-    pub name: String,
-    /// A directory or a single file.
-    pub root: Arc<Inode>,
-    /// Every change is refused.
-    pub read_only: bool,
-}
+/// What is to be an entry of the root directory: name, `O_PATH` descriptor, read-only.
+pub type NewShare = (String, OwnedFd, bool);
 
 /// What a node id stands for.
 pub(crate) enum Node {
@@ -77,7 +78,7 @@ pub(crate) enum Node {
 
 /// The file server, shared by its threads.
 pub struct Server {
-    shares: Vec<Share>,
+    shares: RwLock<Shares>,
     /// `/proc/self/fd`.
     descriptors: OwnedFd,
     inodes: Mutex<InodeTable>,
@@ -89,28 +90,45 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of `shares` (name, `O_PATH` descriptor, read-only), at most 256 of them, which
-    /// reopens files through `descriptors`, the process's `/proc/self/fd`.
+    /// A server of `shares`, which reopens files through `descriptors`, the process's
+    /// `/proc/self/fd`.
     pub fn new(
-        shares: impl IntoIterator<Item = (String, OwnedFd, bool)>,
+        shares: impl IntoIterator<Item = NewShare>,
         descriptors: OwnedFd,
         limits: Limits,
     ) -> Result<Self, ServerError> {
-        let shares = (0..=u8::MAX)
-            .zip(shares)
-            .map(|(index, (name, fd, read_only))| match Inode::new(index, fd) {
-                Ok((root, _)) => Ok(Share { name, root: Arc::new(root), read_only }),
-                Err(errno) => Err(ServerError::Share { name, source: errno.into() }),
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            shares,
+        let server = Self {
+            shares: RwLock::default(),
             descriptors,
             inodes: Mutex::new(InodeTable::new(limits.inodes)),
             handles: Mutex::new(HandleTable::new(limits.handles)),
             ready: AtomicBool::new(false),
             setxattr_ext: AtomicBool::new(false),
-        })
+        };
+        server.add_shares(shares)?;
+        Ok(server)
+    }
+
+    /// Serves `shares` as well; all of them, or none.
+    pub fn add_shares(
+        &self,
+        shares: impl IntoIterator<Item = NewShare>,
+    ) -> Result<(), ServerError> {
+        let mut all = self.shares.write().unwrap_or_else(PoisonError::into_inner);
+        let numbers = all.add(shares)?;
+        let mut inodes = self.inodes();
+        numbers.into_iter().for_each(|number| inodes.admit(number));
+        Ok(())
+    }
+
+    /// Serves the shares with these names no more. What the guest has open of them stays open;
+    /// everything else it knows of them is stale.
+    pub fn remove_shares(&self, names: &[String]) {
+        let removed = self.shares.write().unwrap_or_else(PoisonError::into_inner).remove(names);
+        for (number, share) in removed {
+            let inodes = self.inodes().expel(number);
+            drop((inodes, share));
+        }
     }
 
     /// Answers `message`. `None` if the request is one that has no reply.
@@ -202,9 +220,9 @@ impl Server {
         self.inodes().clear();
     }
 
-    /// The shares, in the order of the root directory.
-    pub(crate) fn shares(&self) -> &[Share] {
-        &self.shares
+    /// The shares.
+    pub(crate) fn shares(&self) -> RwLockReadGuard<'_, Shares> {
+        self.shares.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What `nodeid` stands for; `ESTALE` if nothing.
@@ -234,7 +252,7 @@ impl Server {
 
     /// Whether `inode` lies in a read-only share.
     pub(crate) fn is_read_only(&self, inode: &Inode) -> bool {
-        self.shares.get(usize::from(inode.key.share)).is_none_or(|share| share.read_only)
+        self.shares().get(inode.key.share).is_none_or(|share| share.read_only)
     }
 
     pub(crate) fn inodes(&self) -> MutexGuard<'_, InodeTable> {

@@ -90,6 +90,19 @@ impl Server {
         (-header.error, payload.to_vec(), file)
     }
 
+    /// What the runtime is answered: why not, if not.
+    fn request(&mut self, request: &serde_json::Value, fds: &[BorrowedFd<'_>]) -> Option<String> {
+        send(&self.control, request.to_string().as_bytes(), fds);
+        let mut text = [0; 4096];
+        let flags = RecvFlags::empty();
+        let len = rustix::net::recv(&self.control, &mut text[..], flags).unwrap().1;
+        let reply: serde_json::Value = serde_json::from_slice(&text[..len]).unwrap();
+        match reply["reply"].as_str() {
+            Some("done") => None,
+            _ => Some(reply["message"].as_str().unwrap().to_owned()),
+        }
+    }
+
     fn good(&mut self, opcode: u32, nodeid: u64, body: &[&[u8]]) -> Vec<u8> {
         let (error, payload, _) = self.ask(opcode, nodeid, body);
         assert_eq!(error, 0, "operation {opcode}");
@@ -134,6 +147,61 @@ fn confined_server_has_what_every_operation_needs() {
     drop(server.control);
     let status = server.child.wait().unwrap();
     assert!(status.success(), "{status:?} {:?}", status.signal());
+}
+
+/// A share is added to a server that serves, and goes again, with all that the guest knew of it.
+#[test]
+fn share_comes_and_goes_while_the_server_serves() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: the jail needs root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let more = tempfile::tempdir().unwrap();
+    std::fs::write(more.path().join("f"), "more").unwrap();
+    let mut server = Server::start(dir.path());
+    let wanted = InitIn { major: 7, minor: 41, max_readahead: 0, flags: u32::MAX };
+    server.good(opcode::INIT, 0, &[wanted.as_bytes(), &[0; 48]]);
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let within = rustix::fs::openat(CWD, more.path(), flags, Mode::empty()).unwrap();
+    let add = |server: &mut Server, name: &str, read_only: bool, fd: &OwnedFd| {
+        let share = serde_json::json!({ "name": name, "source": 0, "read_only": read_only });
+        let request = serde_json::json!({ "op": "add", "shares": [share] });
+        server.request(&request, &[fd.as_fd()])
+    };
+    let refused = add(&mut server, "x", false, &within);
+    assert_eq!(refused, Some("share \"x\" is not set apart from the host's tree".to_owned()));
+    let apart = |read_only| {
+        let source = within.try_clone().unwrap();
+        bulkhead_fsd::mounts::set_apart("x", source, read_only).unwrap()
+    };
+    let writable = apart(false);
+    assert!(add(&mut server, "x", true, &writable).is_some(), "the kernel would let it change");
+    assert_eq!(
+        add(&mut server, "root", false, &writable).unwrap(),
+        "share \"root\" is served already"
+    );
+    let absent = server.ask(opcode::LOOKUP, ROOT_ID, &[b"x\0"]).0;
+    assert_eq!(absent, rustix::io::Errno::NOENT.raw_os_error());
+    for round in 0..3 {
+        assert_eq!(add(&mut server, "x", round == 1, &apart(round == 1)), None);
+        let x = server.entry(opcode::LOOKUP, ROOT_ID, &[b"x\0"]).nodeid;
+        let f = server.entry(opcode::LOOKUP, x, &[b"f\0"]).nodeid;
+        let wanted = MkdirIn { mode: 0o777, umask: 0 };
+        let name = format!("d{round}\0");
+        let made = server.ask(opcode::MKDIR, x, &[wanted.as_bytes(), name.as_bytes()]).0;
+        assert_eq!(made, if round == 1 { rustix::io::Errno::ROFS.raw_os_error() } else { 0 });
+        let names = serde_json::json!({ "op": "remove", "names": ["x", "never"] });
+        assert_eq!(server.request(&names, &[]), None);
+        for node in [x, f] {
+            let stale = server.ask(opcode::GETATTR, node, &[&[0; 16]]).0;
+            assert_eq!(stale, rustix::io::Errno::STALE.raw_os_error());
+        }
+        assert_eq!(server.ask(opcode::LOOKUP, ROOT_ID, &[b"x\0"]).0, absent);
+    }
+    server.entry(opcode::LOOKUP, ROOT_ID, &[b"root\0"]);
+    assert!(server.request(&serde_json::json!({ "op": "other" }), &[]).is_some());
+    drop(server.control);
+    assert!(server.child.wait().unwrap().success());
 }
 
 /// The attack: a guest that runs its own code in the server, and walks up from what it holds.

@@ -61,6 +61,11 @@ const SUITES: &[Suite] = &[
         about: "the sandbox's cgroup, pause, update, figures, out of memory",
     },
     Suite {
+        name: "pods",
+        kind: Kind::Guests { weight: 3 },
+        about: "several containers in one microVM: what they share, limits, ends, failures",
+    },
+    Suite {
         name: "differential",
         kind: Kind::Guests { weight: 2 },
         about: "the same bundles under runc",

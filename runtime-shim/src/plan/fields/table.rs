@@ -148,7 +148,12 @@ pub(super) const ROWS: &[Row] = &[
             r#"{"linux": {"namespaces": [{"type": "time"}, {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "mount"}]}}"#,
         ),
     ),
-    ("linux.namespaces[].path", Host("of a network namespace")),
+    (
+        "linux.namespaces[].path",
+        Host(
+            "of a network namespace; in the microVM of another container, of one of a container there",
+        ),
+    ),
     (
         "linux.namespaces[].path: of another namespace",
         Refused(

@@ -76,7 +76,7 @@ fn lifted(old: &LinuxResources, new: &LinuxResources) -> LinuxResources {
     limits
 }
 
-fn incomplete(reached: Size, wanted: Size) -> Failure {
+pub(super) fn incomplete(reached: Size, wanted: Size) -> Failure {
     let cause = format!(
         "linux.resources.memory.limit: the guest has taken {} of {} MiB",
         reached.mem_mib, wanted.mem_mib

@@ -13,6 +13,7 @@ use crate::handle::Handle;
 use crate::reply::Reply;
 use crate::request::Request;
 use crate::server::{Node, Server};
+use crate::shares::Share;
 
 /// Bytes of host directory entries read at a time; they lie on the stack.
 const READ_AHEAD: usize = 8 << 10;
@@ -71,13 +72,14 @@ struct Listing<'a, 'b> {
 
 impl Listing<'_, '_> {
     fn list_shares(&mut self, offset: u64) -> Result<(), Errno> {
-        let shares = self.server.shares();
         let dots =
             [(c".".to_owned(), FileType::Directory), (c"..".to_owned(), FileType::Directory)];
-        let named = shares.iter().filter_map(|share| {
+        let named = |share: &Share| {
             let name = CString::new(share.name.as_bytes()).ok()?;
             Some((name, share.root.kind))
-        });
+        };
+        // Copied: each is looked up, which waits where shares are being changed.
+        let named: Vec<_> = self.server.shares().iter().filter_map(named).collect();
         let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
         for (next, (name, kind)) in (1u64..).zip(dots.into_iter().chain(named)).skip(skipped) {
             if !self.add(&name, ROOT_ID, next, kind)? {

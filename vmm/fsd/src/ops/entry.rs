@@ -48,11 +48,12 @@ impl Server {
 
     /// Looks `name` up in the root directory.
     fn enter_share(&self, name: &CStr) -> Result<EntryOut, Errno> {
-        let mut shares = self.shares().iter();
-        let share = shares.find(|share| share.name.as_bytes() == name.to_bytes());
-        let root = &share.ok_or(Errno::NOENT)?.root;
+        let shares = self.shares();
+        let root = Arc::clone(&shares.find(name.to_bytes()).ok_or(Errno::NOENT)?.root);
+        // A listing looks up while it holds them, too.
+        drop(shares);
         let attributes = root.attributes()?;
-        let nodeid = self.inodes().insert(Arc::clone(root))?;
+        let nodeid = self.inodes().insert(root)?;
         Ok(entry(nodeid, &attributes, true))
     }
 

@@ -13,7 +13,11 @@ pub const FSD: Policy = Policy {
             always(libc::SYS_ppoll, "waiting for requests or the runtime's end"),
             always(libc::SYS_shutdown, "waking the other threads at the end"),
             always(libc::SYS_recvfrom, "requests of the VMM"),
-            always(libc::SYS_sendmsg, "replies to the VMM, with the opened file"),
+            always(libc::SYS_recvmsg, "requests of the runtime, with shares"),
+            always(
+                libc::SYS_sendmsg,
+                "replies to the VMM, with the opened file, and to the runtime",
+            ),
             always(libc::SYS_openat, "one name beneath a directory that is held"),
             always(libc::SYS_statx, "attributes, mount id"),
             always(libc::SYS_fstatfs, "FUSE_STATFS"),
