@@ -265,5 +265,19 @@ fn pod_of_an_engine_is_one_microvm() {
         second.delete().expect(0);
     }
     first.delete().expect(0);
+    // In a pod without a first container each has a microVM of its own, unless it shares something.
+    let (kind, key) = ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID");
+    let of_no_pod = || {
+        let mut bundle = Bundle::script(SLEEP);
+        bundle.edit(|config| config["annotations"] = json!({kind: "container", key: first.id}));
+        bundle
+    };
+    let mut sharing = of_no_pod();
+    sharing.edit(|config| share(config, 1, &["network"]));
+    assert!(refused(&sharing).contains("container does not exist"));
+    let alone = create(of_no_pod());
+    alone.start();
+    assert_eq!(says(&alone, "echo alone"), "alone");
+    alone.delete().expect(0);
     before.assert_none();
 }

@@ -12,7 +12,7 @@ use super::{Note, PlanError, Policy, SandboxPlan, SharePlan, guest_path, namespa
 use crate::cgroup::settings;
 
 /// What a container says itself.
-const OWN: &str = "io.bulkhead.sandbox";
+pub(super) const OWN: &str = "io.bulkhead.sandbox";
 /// What engines say of the containers of a pod: the annotation that tells a container from the
 /// pod's first, and the one with the id of that (containerd's, CRI-O's and Podman's).
 const ENGINES: [(&str, &str); 2] = [

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::annotations::{self, PREFIX};
+use super::membership::OWN as SANDBOX;
 use super::{DiskPlan, PlanError, rates};
 
 /// Where the operator's file is. Without it everything is as by default.
@@ -60,6 +61,9 @@ pub enum PolicyError {
     /// A kernel parameter that is no word, or is bulkhead's own.
     #[error("kernel_parameters: {0:?} {1}")]
     Parameter(String, &'static str),
+    /// A sandbox for all containers.
+    #[error("defaults: {SANDBOX}: a container that names a sandbox says so itself")]
+    Sandbox,
     /// A default that no container could have.
     #[error("defaults")]
     Default(#[source] PlanError),
@@ -85,6 +89,9 @@ impl Policy {
         }
         for name in raw.defaults.keys() {
             check_annotation("defaults", name)?;
+        }
+        if raw.defaults.contains_key(SANDBOX) {
+            return Err(PolicyError::Sandbox);
         }
         check_limits(&raw.limits)?;
         for name in &raw.kernel_parameters.allow {

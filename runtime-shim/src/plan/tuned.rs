@@ -245,6 +245,7 @@ mod tests {
             ("[kernel_parameters]\nalways = [\"a b\"]", "no word"),
             ("[defaults]\n\"x\" = \"1\"", "defaults: \"x\""),
             ("[defaults]\n\"io.bulkhead.vcpus\" = \"x\"", "1 to 32"),
+            ("[defaults]\n\"io.bulkhead.sandbox\" = \"x\"", "says so itself"),
             (
                 "[limits]\nvcpus = 1\n[defaults]\n\"io.bulkhead.vcpus\" = \"2\"",
                 "operator allows at most 1",
