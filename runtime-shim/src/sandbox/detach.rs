@@ -29,30 +29,6 @@ pub(super) fn copy(source: &OwnedFd, recursive: bool) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(source, c"", flags)?)
 }
 
-/// What `source` is in a mount of its own: with the mounts that lie in it now and no later ones,
-/// without devices and, if `read_only`, without changes.
-pub(super) fn set_apart(source: OwnedFd, read_only: bool) -> io::Result<OwnedFd> {
-    let apart = match copy(&source, true) {
-        // A mount of no namespace cannot be copied: it is one that was made for this container
-        // alone, above which nothing lies.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => source,
-        copied => copied?,
-    };
-    let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-    if read_only {
-        attributes |= libc::MOUNT_ATTR_RDONLY;
-    }
-    let wanted = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
-        // A mount that the host makes later must not come in.
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    set_attributes(&apart, libc::AT_RECURSIVE, &wanted)?;
-    Ok(apart)
-}
-
 /// Mounts an overlay with the options `data`, one of whose directories is `at`.
 pub(super) fn overlay(at: &Path, data: &str) -> io::Result<OwnedFd> {
     let (at, data) = (CString::new(at.as_os_str().as_bytes())?, CString::new(data)?);
@@ -84,15 +60,7 @@ pub(super) fn set_id_map(mount: &OwnedFd, map: &IdMap) -> io::Result<()> {
         propagation: 0,
         userns_fd: namespace.as_raw_fd() as u64,
     };
-    set_attributes(mount, if map.recursive { libc::AT_RECURSIVE } else { 0 }, &wanted)
-}
-
-/// mount_setattr(2), which has no function in libc.
-fn set_attributes(
-    mount: &OwnedFd,
-    flags: libc::c_int,
-    wanted: &libc::mount_attr,
-) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if map.recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty string, and `wanted` is a structure of the size told; both
     // live until the call returns.
     let result = unsafe {
@@ -100,8 +68,8 @@ fn set_attributes(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | flags,
-            std::ptr::from_ref(wanted),
+            flags,
+            &raw const wanted,
             size_of::<libc::mount_attr>(),
         )
     };

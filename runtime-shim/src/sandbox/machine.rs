@@ -7,9 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bulkhead_protocol::control::{ExitReason, Reply, Request};
+use bulkhead_protocol::control::{ExitReason, Reply};
 use bulkhead_protocol::guest::READY;
-use bulkhead_protocol::share::{RawShareRequest, ShareReply};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::channel::Channel;
@@ -25,9 +24,6 @@ use crate::vsock::until;
 const AFTERLIFE: Duration = Duration::from_secs(10);
 /// Most that is kept of what the processes print, in bytes.
 const LOG_MAX: usize = 256 << 10;
-/// How long the VMM may take to answer a request, which it does between two instructions of the
-/// guest.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// Chunks that are taken at once from a pipe whose writer may never stop: more than a pipe holds.
 const DRAIN_CHUNKS: usize = 32;
 
@@ -104,7 +100,7 @@ pub struct Machine {
     pub(super) vmm: Child,
     pub(super) fsd: Child,
     pub(super) control: Channel,
-    /// Kept open: its end tells the file server that the supervisor is gone.
+    /// Its end tells the file server that the supervisor is gone.
     pub(super) fsd_control: Channel,
     /// Kept open: a detached mount ends when the descriptor that it came with is closed.
     pub(super) _root: Option<OwnedFd>,
@@ -174,97 +170,6 @@ impl Machine {
             if idle && passed(deadline) {
                 return Ok(Event::Timeout);
             }
-        }
-    }
-
-    /// Sends a request to the VMM, whose reply comes as an event.
-    pub fn request(&self, request: &Request) -> Result<(), SandboxError> {
-        self.control.send(request, &[])
-    }
-
-    /// Asks the VMM of a running guest something and waits for the answer. An end of the machine
-    /// that comes instead is the next event, too.
-    pub fn ask(
-        &mut self,
-        request: &Request,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<Reply, SandboxError> {
-        self.control.send(request, fds)?;
-        let deadline = Instant::now() + ANSWER_LIMIT;
-        loop {
-            match self.control.receive::<Reply>()? {
-                Some(Reply::Exited { reason }) => {
-                    let end = self.end_of(reason);
-                    self.ended = Some(end.clone());
-                    return Err(SandboxError::Ended(end));
-                }
-                Some(Reply::Failed { message }) => {
-                    return Err(SandboxError::Refused(printable(&message)));
-                }
-                Some(reply) => return Ok(reply),
-                None => self.await_answer(deadline)?,
-            }
-        }
-    }
-
-    /// Waits until the VMM has said something. One that has ended, or says nothing in time, is
-    /// an error.
-    fn await_answer(&mut self, deadline: Instant) -> Result<(), SandboxError> {
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.vmm.as_fd(), PollFlags::IN),
-        ];
-        match poll(&mut fds, Some(&until(deadline))) {
-            Ok(0) => {
-                return Err(SandboxError::Unanswered { name: self.vmm.name, limit: ANSWER_LIMIT });
-            }
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(SandboxError::Poll(e.into())),
-        }
-        // What a VMM that has hung up said last is read with its end.
-        let gone = fds[0].revents().contains(PollFlags::HUP) || !fds[1].revents().is_empty();
-        match gone {
-            true => Err(SandboxError::Ended(self.vmm_end()?)),
-            false => Ok(()),
-        }
-    }
-
-    /// Asks the file server to add or remove shares.
-    pub fn share(
-        &mut self,
-        request: &RawShareRequest,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), SandboxError> {
-        self.fsd_control.send(request, fds)?;
-        let deadline = Instant::now() + ANSWER_LIMIT;
-        loop {
-            match self.fsd_control.receive::<ShareReply>()? {
-                Some(ShareReply::Done) => return Ok(()),
-                Some(ShareReply::Failed { message }) => {
-                    return Err(SandboxError::Refused(printable(&message)));
-                }
-                None => self.await_file_server(deadline)?,
-            }
-        }
-    }
-
-    /// Waits until the file server has said something. One that has ended, or says nothing in
-    /// time, is an error; its end is the next event, too.
-    fn await_file_server(&mut self, deadline: Instant) -> Result<(), SandboxError> {
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.fsd_control.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.fsd.as_fd(), PollFlags::IN),
-        ];
-        match poll(&mut fds, Some(&until(deadline))) {
-            Ok(0) => {
-                return Err(SandboxError::Unanswered { name: self.fsd.name, limit: ANSWER_LIMIT });
-            }
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(SandboxError::Poll(e.into())),
-        }
-        match fds[1].revents().is_empty() && !fds[0].revents().contains(PollFlags::HUP) {
-            true => Ok(()),
-            false => Err(SandboxError::Ended(End::FileServerDied("has ended".to_owned()))),
         }
     }
 
@@ -379,7 +284,7 @@ impl Machine {
     }
 
     /// Why the VMM's process has ended: what it said last, or how.
-    fn vmm_end(&mut self) -> Result<End, SandboxError> {
+    pub(super) fn vmm_end(&mut self) -> Result<End, SandboxError> {
         while let Some(reply) = self.control.receive::<Reply>()? {
             if let Reply::Exited { reason } = reply {
                 return Ok(self.end_of(reason));
@@ -391,7 +296,7 @@ impl Machine {
 
     /// What the VMM's last message means. A VMM that gives up because its file server has died
     /// is not the one to name.
-    fn end_of(&mut self, reason: ExitReason) -> End {
+    pub(super) fn end_of(&mut self, reason: ExitReason) -> End {
         match reason {
             ExitReason::PowerOff => End::PowerOff,
             ExitReason::Panic => End::Panic,

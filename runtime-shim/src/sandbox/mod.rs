@@ -4,6 +4,7 @@
 //! The VMM and the file server may have been taken over by the guest. Their messages are
 //! bounded, what they print is made printable, and descriptors that they send are never taken.
 
+mod ask;
 mod boot;
 mod capacity;
 mod channel;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
+use bulkhead_jail::apart::{ApartError, set_apart};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 
 use super::{SandboxError, detach, mount_points};
@@ -57,20 +58,19 @@ pub(super) fn open_shares(
 /// As [`open_shares`], for a file server that is confined already and cannot set anything apart:
 /// each share is a mount of its own, with which the server reaches nothing else.
 ///
-/// The attack: as with the first shares of a sandbox (`bulkhead-fsd`, `mounts`), a guest that
-/// runs code of its own in the server, and walks up from a descriptor, or opens a device in it.
+/// The attack: as with the first shares of a sandbox ([`bulkhead_jail::apart`]).
 pub(crate) fn open_apart(
     plan: &SandboxPlan,
     root: RootSource,
 ) -> Result<Vec<OpenShare>, SandboxError> {
     let apart = |share: OpenShare| {
         let OpenShare { name, read_only, fd } = share;
-        let fd = detach::set_apart(fd, read_only).map_err(|source| {
+        let fd = set_apart(fd, read_only).map_err(|ApartError { step, source }| {
             let is_it = |plan: &&SharePlan| plan.name == name;
             let found = std::iter::once(&plan.root).chain(&plan.binds).find(is_it);
             let (field, path) =
                 found.map(|p| (p.field.clone(), p.source.clone())).unwrap_or_default();
-            SandboxError::Detach { field, path, step: "setting it apart", source }
+            SandboxError::Detach { field, path, step, source }
         })?;
         Ok(OpenShare { name, read_only, fd })
     };

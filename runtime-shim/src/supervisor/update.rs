@@ -90,8 +90,11 @@ impl Supervisor {
         old: &LinuxResources,
         limits: &LinuxResources,
     ) -> Result<(), Failure> {
+        let old = plan_resources(old)?.guest;
         let undo = self.limit_host(size.mem_mib.max(self.machine.size().mem_mib))?;
-        if let Err(failure) = self.change_guest(id, size, old, limits) {
+        let agent = AgentClient::new(&self.container.agent_socket, self.container.call_limit);
+        let mut serving = ServingGuest { machine: &mut self.machine, agent, id };
+        if let Err(failure) = guest::change(&mut serving, size, &old, limits) {
             if let Some(cgroup) = &self.container.claim.cgroup {
                 cgroup.undo(undo);
             }
@@ -134,24 +137,6 @@ impl Supervisor {
         let mut wanted = settings::limits(&host, mem_mib, |file| cgroup.has(file));
         wanted.extend(settings::quota(&host));
         Ok(cgroup.apply(&wanted)?)
-    }
-
-    /// The guest's size and a container's limits in it.
-    fn change_guest(
-        &mut self,
-        id: &ContainerId,
-        size: Size,
-        old: &LinuxResources,
-        limits: &LinuxResources,
-    ) -> Result<(), Failure> {
-        let old = plan_resources(old)?.guest;
-        let agent = AgentClient::new(&self.container.agent_socket, self.container.call_limit);
-        guest::change(
-            &mut ServingGuest { machine: &mut self.machine, agent, id },
-            size,
-            &old,
-            limits,
-        )
     }
 }
 

@@ -1,12 +1,13 @@
 //! What the runtime asks of a server that serves: shares to add and to remove.
 //!
 //! Input: JSON and descriptors from the runtime, which is trusted, but checked nevertheless. The
-//! server is confined by now and cannot set a share apart from the host's tree ([`mounts`]): the
+//! server is confined by now and cannot set a share apart from the host's tree ([`apart`]): the
 //! runtime has done that, and one that is not set apart is refused.
 
 use std::io::IoSlice;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use bulkhead_jail::apart;
 use bulkhead_protocol::share::{RawShareRequest, ShareConfigError, ShareReply, check_shares};
 use rustix::fs::StatVfsMountFlags;
 use rustix::io::Errno;
@@ -14,7 +15,6 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use thiserror::Error;
 
 use crate::config::{ConfigError, Fds, receive};
-use crate::mounts;
 use crate::server::{NewShare, Server, ServerError};
 
 /// Why a request is refused.
@@ -89,7 +89,7 @@ fn check_apart((name, fd, read_only): &NewShare) -> Result<(), RequestError> {
     let flags = rustix::fs::fstatvfs(fd).map_err(look)?.f_flag;
     let mut wanted = StatVfsMountFlags::NODEV | StatVfsMountFlags::NOSUID;
     wanted.set(StatVfsMountFlags::RDONLY, *read_only);
-    match mounts::is_top(fd).map_err(look)? && flags.contains(wanted) {
+    match apart::is_top(fd).map_err(look)? && flags.contains(wanted) {
         true => Ok(()),
         false => Err(RequestError::Apart(name.clone())),
     }

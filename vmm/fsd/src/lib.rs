@@ -12,7 +12,7 @@
 //! A mount within the tree belongs to it, as it does under any runtime; it is shown to the guest
 //! with a device number of its own, and names do not move between mounts. What the host should
 //! not show, the runtime leaves out of the mount whose descriptor it sends. The server keeps a
-//! copy of that mount, which is mounted nowhere ([`mounts`]).
+//! copy of that mount, which is mounted nowhere ([`bulkhead_jail::apart`]).
 
 pub mod abi;
 pub mod config;
@@ -21,7 +21,6 @@ mod control;
 mod handle;
 pub mod identity;
 mod inode;
-pub mod mounts;
 mod ops;
 pub mod pool;
 pub mod reply;

@@ -8,7 +8,8 @@ use anyhow::Context;
 use bulkhead_fsd::config::Config;
 use bulkhead_fsd::confine::confine;
 use bulkhead_fsd::server::{Limits, Server};
-use bulkhead_fsd::{identity, mounts, pool};
+use bulkhead_fsd::{identity, pool};
+use bulkhead_jail::apart::set_apart;
 use bulkhead_protocol::control::CONTROL_FD;
 
 fn main() -> ExitCode {
@@ -33,9 +34,11 @@ fn run() -> anyhow::Result<()> {
         .shares
         .into_iter()
         .map(|(name, source, read_only)| {
-            mounts::set_apart(&name, source, read_only).map(|fd| (name, fd, read_only))
+            let apart = set_apart(source, read_only);
+            let fd = apart.with_context(|| format!("setting share {name:?} apart"))?;
+            Ok((name, fd, read_only))
         })
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let jail = confine()?;
     let limits = Limits::within(jail.descriptors_max);
     let server = Server::new(shares, jail.descriptors, limits)?;

@@ -172,7 +172,7 @@ fn share_comes_and_goes_while_the_server_serves() {
     assert_eq!(refused, Some("share \"x\" is not set apart from the host's tree".to_owned()));
     let apart = |read_only| {
         let source = within.try_clone().unwrap();
-        bulkhead_fsd::mounts::set_apart("x", source, read_only).unwrap()
+        bulkhead_jail::apart::set_apart(source, read_only).unwrap()
     };
     let writable = apart(false);
     assert!(add(&mut server, "x", true, &writable).is_some(), "the kernel would let it change");

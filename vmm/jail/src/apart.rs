@@ -1,6 +1,7 @@
-//! Makes every share a mount of its own, before the process is confined.
+//! Sets a share apart from the host's tree: makes it a mount of its own.
 //!
-//! Input: descriptors of the runtime, each somewhere in a file system of the host.
+//! Input: descriptors of the runtime, each somewhere in a file system of the host. The file server
+//! does it before it is confined; for one that is confined already, the runtime does.
 //!
 //! The attack: a guest that runs code of its own in the server. `..` of a descriptor leads to the
 //! root of the mount that it was opened on, which is the host's file system, whatever the root
@@ -11,44 +12,30 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, StatxAttributes};
+use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 use thiserror::Error;
 
-use crate::inode::{Key, attributes_wanted};
-
 /// Why a share is not a mount of its own.
 #[derive(Debug, Error)]
-pub enum MountError {
-    /// Copying the mount.
-    #[error("share {name:?}: copying its mounts")]
-    Copy {
-        /// Name of the share.
-        name: String,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// Restricting the copy.
-    #[error("share {name:?}: restricting its mounts (mount_setattr, which needs Linux 5.12)")]
-    Restrict {
-        /// Name of the share.
-        name: String,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
+#[error("{step}")]
+pub struct ApartError {
+    /// What failed.
+    pub step: &'static str,
+    /// Cause.
+    #[source]
+    pub source: io::Error,
 }
 
 /// What `source`, a directory or file, is in a mount of its own: with the mounts that lie in it
 /// now, no later ones, no devices and, if `read_only`, no changes. Needs `CAP_SYS_ADMIN` and the
 /// mount namespace in which `source` was opened.
-pub fn set_apart(name: &str, source: OwnedFd, read_only: bool) -> Result<OwnedFd, MountError> {
+pub fn set_apart(source: OwnedFd, read_only: bool) -> Result<OwnedFd, ApartError> {
     let apart = copy(source)
-        .map_err(|errno| MountError::Copy { name: name.to_owned(), source: errno.into() })?;
-    restrict(&apart, read_only)
-        .map_err(|source| MountError::Restrict { name: name.to_owned(), source })?;
+        .map_err(|errno| ApartError { step: "copying its mounts", source: errno.into() })?;
+    let step = "restricting its mounts (mount_setattr, which needs Linux 5.12)";
+    restrict(&apart, read_only).map_err(|source| ApartError { step, source })?;
     Ok(apart)
 }
 
@@ -67,13 +54,15 @@ fn copy(source: OwnedFd) -> Result<OwnedFd, Errno> {
 
 /// Whether nothing lies above `source`: `..` of a directory leads to itself, as at the top of a
 /// mount that is mounted nowhere; a file, which leads nowhere, is all of its mount.
-pub(crate) fn is_top(source: &OwnedFd) -> Result<bool, Errno> {
-    let found = rustix::fs::statx(source, c"", AtFlags::EMPTY_PATH, attributes_wanted())?;
+pub fn is_top(source: &OwnedFd) -> Result<bool, Errno> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let found = rustix::fs::statx(source, c"", AtFlags::EMPTY_PATH, wanted)?;
     if FileType::from_raw_mode(found.stx_mode.into()) != FileType::Directory {
         return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     }
-    let above = rustix::fs::statx(source, c"..", AtFlags::empty(), attributes_wanted())?;
-    Ok(Key::new(0, &above) == Key::new(0, &found))
+    let above = rustix::fs::statx(source, c"..", AtFlags::empty(), wanted)?;
+    let identity = |of: &Statx| (of.stx_dev_major, of.stx_dev_minor, of.stx_mnt_id, of.stx_ino);
+    Ok(identity(&above) == identity(&found))
 }
 
 fn restrict(apart: &OwnedFd, read_only: bool) -> io::Result<()> {
@@ -113,7 +102,6 @@ mod tests {
     use rustix::thread::UnshareFlags;
 
     use super::*;
-    use crate::inode::Inode;
 
     /// `path` set apart; `None` without the privilege.
     fn apart(path: &Path, read_only: bool) -> Option<OwnedFd> {
@@ -122,7 +110,7 @@ mod tests {
             return None;
         }
         let source = rustix::fs::openat(CWD, path, OFlags::PATH, Mode::empty()).unwrap();
-        Some(set_apart("root", source, read_only).unwrap())
+        Some(set_apart(source, read_only).unwrap())
     }
 
     fn open(directory: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -165,8 +153,8 @@ mod tests {
     fn single_file_is_set_apart_too() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let Some(share) = apart(file.path(), false) else { return };
-        let (inode, _) = Inode::new(0, share).unwrap();
-        assert_eq!(inode.kind, FileType::RegularFile);
+        let mode = rustix::fs::fstat(&share).unwrap().st_mode;
+        assert_eq!(FileType::from_raw_mode(mode), FileType::RegularFile);
     }
 
     /// As the runtime makes the overlay of a container's root: in a namespace that is gone.
@@ -183,7 +171,7 @@ mod tests {
             };
             scope.spawn(make).join().unwrap()
         });
-        let share = set_apart("root", made, true).unwrap();
+        let share = set_apart(made, true).unwrap();
         assert!(is_top(&share).unwrap());
         let number = |fd| rustix::fs::fstat(fd).unwrap().st_ino;
         assert_eq!(number(&share), number(&expected));
@@ -197,7 +185,7 @@ mod tests {
         let Some(expected) = apart(file.path(), false) else { return };
         let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let made = rustix::mount::open_tree(CWD, file.path(), clone).unwrap();
-        let share = set_apart("v0", made, true).unwrap();
+        let share = set_apart(made, true).unwrap();
         let number = |fd| rustix::fs::fstat(fd).unwrap().st_ino;
         assert_eq!(number(&share), number(&expected));
     }
@@ -216,7 +204,7 @@ mod tests {
             };
             scope.spawn(open).join().unwrap()
         });
-        let refused = set_apart("root", source, false).unwrap_err();
-        assert!(matches!(refused, MountError::Copy { .. }));
+        let refused = set_apart(source, false).unwrap_err();
+        assert_eq!(refused.step, "copying its mounts");
     }
 }
