@@ -22,7 +22,8 @@ pub struct Group {
 }
 
 /// Building the guest kernel: compiler, Kconfig's parsers, objtool's ELF library, `bc` for
-/// timeconst.h, `cpio` for the empty built-in initramfs, and the decompressor of the source.
+/// timeconst.h, `cpio` for the empty built-in initramfs, the decompressor of the source, and
+/// `patch` for our changes of it.
 pub const KERNEL: Group = Group {
     purpose: "the kernel build",
     packages: &[
@@ -35,6 +36,7 @@ pub const KERNEL: Group = Group {
         "libelf-dev",
         "libc6-dev",
         "xz-utils",
+        "patch",
     ],
 };
 

@@ -1,10 +1,11 @@
-//! `cargo xtask kernel`: the guest kernel, built once for each hash of source, fragments and
-//! compiler, and kept outside the checkout.
+//! `cargo xtask kernel`: the guest kernel, built once for each hash of source, patches, fragments
+//! and compiler, and kept outside the checkout.
 //!
 //! Trusts the Debian archive (apt checks its signatures) and, beyond that, only a source archive
 //! with the pinned checksum.
 
 mod fragments;
+mod patches;
 mod source;
 mod tree;
 
@@ -27,7 +28,7 @@ const RECIPE: u32 = 1;
 pub fn kernel(keep_tree: bool) -> Result<PathBuf> {
     packages::ensure(&[&packages::KERNEL])?;
     let config_dir = checkout::root().join("kernel-config");
-    let source = Source::read(&config_dir.join("source.conf"))?;
+    let source = Source::read(&config_dir)?;
     let settings = read_fragments(&config_dir)?;
     let compiler = process::output(Command::new("gcc").arg("--version"))?
         + &process::output(Command::new("ld").arg("--version"))?;
@@ -69,7 +70,7 @@ fn read_fragments(dir: &Path) -> Result<Vec<Setting>> {
 /// Name of the cache entry: everything that decides what the kernel is. Comments do not.
 fn key(source: &Source, settings: &[Setting], compiler: &str) -> String {
     let mut hash = Sha256::new();
-    hash.update(format!("{RECIPE}\n{}\n{}\n{compiler}\n", source.version, source.sha256));
+    hash.update(format!("{RECIPE}\n{}\n{compiler}\n", source.digest()));
     for setting in settings {
         hash.update(format!("{}={}\n", setting.name, setting.value));
     }

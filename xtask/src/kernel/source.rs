@@ -1,4 +1,4 @@
-//! The pinned kernel source: found on the machine or fetched, checked, unpacked.
+//! The pinned kernel source: found on the machine or fetched, checked, unpacked, patched.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,23 +9,26 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::fragments;
+use super::patches::{self, Patch};
 use crate::progress::Progress;
 use crate::{packages, process};
 
-/// What `kernel-config/source.conf` pins.
+/// What `kernel-config/source.conf` pins, and the patches beside it.
 pub struct Source {
     package: String,
     /// Version of the Debian package.
-    pub version: String,
+    version: String,
     /// SHA-256 of the source archive, in hexadecimal.
-    pub sha256: String,
+    sha256: String,
+    patches: Vec<Patch>,
 }
 
 impl Source {
-    /// Read the pin.
-    pub fn read(path: &Path) -> Result<Self> {
+    /// Read the pin and the patches in `dir`.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("source.conf");
         let text =
-            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let settings = fragments::parse("source.conf", &text)?;
         let value = |name: &str| {
             let found = settings.iter().find(|setting| setting.name == name);
@@ -37,14 +40,26 @@ impl Source {
             package: value("PACKAGE")?,
             version: value("VERSION")?,
             sha256: value("SHA256")?,
+            patches: patches::read(dir)?,
         })
     }
 
-    /// Unpack the source below `cache` unless it is there, and return its directory.
+    /// SHA-256 of all that decides what the unpacked source is. What patches say of themselves
+    /// does not.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(format!("{}\n{}\n", self.version, self.sha256));
+        for patch in &self.patches {
+            hash.update(&patch.change);
+        }
+        hexadecimal(&hash.finalize())
+    }
+
+    /// Unpack and patch the source below `cache` unless it is there, and return its directory.
     pub fn unpack(&self, cache: &Path) -> Result<PathBuf> {
         let tree = cache.join("tree").join(&self.package);
         let mark = cache.join("tree").join("unpacked");
-        if fs::read_to_string(&mark).is_ok_and(|unpacked| unpacked == self.sha256) {
+        if fs::read_to_string(&mark).is_ok_and(|unpacked| unpacked == self.digest()) {
             return Ok(tree);
         }
         super::tree::remove(cache)?;
@@ -54,7 +69,9 @@ impl Source {
         let progress = Progress::start(&format!("unpacking {} {}", self.package, self.version));
         process::output(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&parent))?;
         progress.finish();
-        fs::write(&mark, &self.sha256)
+        // Without the mark, one that fails half-way leaves a tree that the next build removes.
+        self.patches.iter().try_for_each(|patch| patch.apply(&tree))?;
+        fs::write(&mark, self.digest())
             .with_context(|| format!("cannot write {}", mark.display()))?;
         Ok(tree)
     }
@@ -83,5 +100,9 @@ fn sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut hash = Sha256::new();
     io::copy(&mut file, &mut hash).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
