@@ -1,5 +1,4 @@
-//! Attributes: times, extended attributes, access control lists, inode flags, figures of the file
-//! system.
+//! Attributes: times, extended attributes, inode flags, figures of the file system.
 
 use std::fs::{self, File, FileTimes};
 use std::os::fd::AsRawFd;
@@ -11,7 +10,6 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, CWD, StatxFlags, Timespec, Timestamps, XattrFlags, utimensat};
 use rustix::io::Errno;
 
-use super::owners::as_user;
 use super::{Case, file, help, refused, same};
 
 pub const CASES: &[Case] = &[
@@ -23,15 +21,9 @@ pub const CASES: &[Case] = &[
     ("large_attribute", large_attribute),
     ("trusted_attributes", trusted_attributes),
     ("file_capabilities", file_capabilities),
-    ("access_acl_is_kept", access_acl_is_kept),
-    ("access_acl_is_enforced", access_acl_is_enforced),
-    ("default_acl_is_inherited", default_acl_is_inherited),
     ("inode_flags", inode_flags),
     ("figures_of_the_file_system", figures_of_the_file_system),
 ];
-
-const ACCESS: &str = "system.posix_acl_access";
-const DEFAULT: &str = "system.posix_acl_default";
 
 fn times(dir: &Path) -> Result<()> {
     let path = file(dir, "file", b"")?;
@@ -81,21 +73,24 @@ fn times_follow_changes(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn names_of(path: &Path) -> Result<Vec<String>> {
+/// Names of the extended attributes.
+pub fn names_of(path: &Path) -> Result<Vec<String>> {
     let mut list = vec![0_u8; 4096];
     let length = rustix::fs::listxattr(path, &mut list[..])?;
     let names = list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
     Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
 }
 
-fn get(path: &Path, name: &str) -> rustix::io::Result<Vec<u8>> {
+/// Value of one.
+pub fn get(path: &Path, name: &str) -> rustix::io::Result<Vec<u8>> {
     let mut value = vec![0_u8; 8192];
     let length = rustix::fs::getxattr(path, name, &mut value[..])?;
     value.truncate(length);
     Ok(value)
 }
 
-fn set(path: &Path, name: &str, value: &[u8]) -> rustix::io::Result<()> {
+/// Sets one, which may be there.
+pub fn set(path: &Path, name: &str, value: &[u8]) -> rustix::io::Result<()> {
     rustix::fs::setxattr(path, name, value, XattrFlags::empty())
 }
 
@@ -141,51 +136,6 @@ fn file_capabilities(dir: &Path) -> Result<()> {
     same(get(&path, "security.capability")?, value, "value")?;
     fs::write(&path, "changed")?;
     refused(get(&path, "security.capability"), Errno::NODATA, "after a write")
-}
-
-/// The binary form of a list (linux/posix_acl_xattr.h): `who` may read besides the owner.
-fn readable_by(who: u32) -> Vec<u8> {
-    const UNDEFINED: u32 = u32::MAX;
-    let entries: [(u16, u16, u32); 5] = [
-        (0x01, 6, UNDEFINED), // the owner
-        (0x02, 4, who),       // a user
-        (0x04, 0, UNDEFINED), // the group
-        (0x10, 4, UNDEFINED), // the mask
-        (0x20, 0, UNDEFINED), // others
-    ];
-    let mut list = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        list.extend(tag.to_le_bytes());
-        list.extend(permissions.to_le_bytes());
-        list.extend(id.to_le_bytes());
-    }
-    list
-}
-
-fn access_acl_is_kept(dir: &Path) -> Result<()> {
-    let path = file(dir, "file", b"content")?;
-    set(&path, ACCESS, &readable_by(1001)).context("setting")?;
-    same(get(&path, ACCESS).context("reading")?, readable_by(1001), "value")?;
-    same(path.metadata()?.mode() & 0o777, 0o640, "the mode that the mask makes")?;
-    rustix::fs::removexattr(&path, ACCESS).context("removing")?;
-    refused(get(&path, ACCESS), Errno::NODATA, "one that was removed")
-}
-
-fn access_acl_is_enforced(dir: &Path) -> Result<()> {
-    let path = file(dir, "file", b"content")?;
-    set(&path, ACCESS, &readable_by(1001)).context("setting")?;
-    same(as_user(1001, "read", &path)?, true, "the user of the list may read")?;
-    same(as_user(1002, "read", &path)?, false, "another may")?;
-    same(as_user(1001, "append", &path)?, false, "the user of the list may write")
-}
-
-fn default_acl_is_inherited(dir: &Path) -> Result<()> {
-    set(dir, DEFAULT, &readable_by(1001)).context("setting")?;
-    let path = file(dir, "file", b"content")?;
-    ensure!(!get(&path, ACCESS).context("the new file's")?.is_empty(), "no list");
-    same(as_user(1001, "read", &path)?, true, "the user of the list may read")?;
-    fs::create_dir(dir.join("d"))?;
-    same(get(&dir.join("d"), DEFAULT)?, readable_by(1001), "a new directory's default")
 }
 
 /// `chattr` and `lsattr`.

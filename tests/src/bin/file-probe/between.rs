@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mm::MapFlags;
 
 use super::mapped::Mapping;
-use super::{Case, file, finish, help, helper, refused, same};
+use super::{Case, acl, file, finish, help, helper, refused, same};
 
 pub const CASES: &[Case] = &[
     ("posix_locks", posix_locks),
@@ -43,6 +43,7 @@ pub fn second(name: &str, path: &Path) -> Result<()> {
             (0..200).try_for_each(|_| log.write_all(format!("{LINE}\n").as_bytes()))?;
         }
         "unlink" => fs::remove_file(path)?,
+        "share" => acl::share(path)?,
         "map" => {
             let file = File::options().read(true).write(true).open(path)?;
             let mapping = Mapping::new(&file, 4097, MapFlags::SHARED)?;

@@ -10,6 +10,7 @@
 //!                                see `walk`
 //! ```
 
+mod acl;
 mod attributes;
 mod between;
 mod data;
@@ -55,8 +56,8 @@ fn main() -> ExitCode {
 }
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    let all = [names::CASES, data::CASES, mapped::CASES, attributes::CASES, owners::CASES];
-    all.into_iter().flatten().chain(between::CASES)
+    let all = [names::CASES, data::CASES, mapped::CASES, attributes::CASES, acl::CASES];
+    all.into_iter().flatten().chain(owners::CASES).chain(between::CASES)
 }
 
 /// Each case is a process, so that one that hangs can be ended.

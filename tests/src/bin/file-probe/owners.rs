@@ -26,11 +26,13 @@ pub fn as_user(id: u32, what: &str, path: &Path) -> Result<bool> {
     Ok(command.status().context("the other user's process")?.success())
 }
 
-fn set_mode(path: &Path, mode: u32) -> Result<()> {
+/// `chmod`
+pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
     fs::set_permissions(path, Permissions::from_mode(mode)).context("chmod")
 }
 
-fn mode(path: &Path) -> Result<u32> {
+/// Permissions and set-id bits.
+pub fn mode(path: &Path) -> Result<u32> {
     Ok(path.symlink_metadata()?.mode() & 0o7777)
 }
 

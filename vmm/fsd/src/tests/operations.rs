@@ -288,6 +288,20 @@ fn attributes_are_extended_within_the_allowed_names() {
     }
 }
 
+/// As on a file system without them: the kernel gives no symbolic link one either.
+#[test]
+fn acl_that_cannot_be_is_one_that_is_not_there() {
+    let mut client = Client::new();
+    std::os::unix::fs::symlink("x", client.host("link")).unwrap();
+    let node = client.walk("link").unwrap();
+    for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+        for size in [0, 64] {
+            assert_eq!(client.getxattr(node, name, size).unwrap_err(), Errno::NODATA, "{name}");
+        }
+        assert_eq!(client.setxattr(node, name, &[2, 0, 0, 0]).unwrap_err(), Errno::OPNOTSUPP);
+    }
+}
+
 #[test]
 fn acl_and_file_capability_are_taken_by_the_kernel() {
     if !is_root() {
