@@ -2,6 +2,7 @@
 //! a nanosecond of `CLOCK_MONOTONIC`, and of the time-stamp counter, is an instruction.
 
 pub mod idle;
+pub mod processor;
 pub mod room;
 pub mod rows;
 pub mod watch;

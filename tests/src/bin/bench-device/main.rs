@@ -73,9 +73,10 @@ fn measure(suite: &Suite, rounds: usize) -> Result<Rows> {
                 let (_, unit) = unit.with_context(|| format!("no case {}", case.name))?;
                 let cost = case.instructions as f64 / case.count as f64;
                 eprintln!(
-                    "round {round}: {monitor}-{} {cost:.0} {unit}, {:.0} M instructions, idle {:.0} M",
+                    "round {round}: {monitor}-{} {cost:.0} {unit}, {:.0} M instructions ({}), idle {:.0} M",
                     case.name,
                     case.instructions as f64 / 1e6,
+                    case.processor,
                     case.idle as f64 / 1e6,
                 );
                 // The first round fills caches.

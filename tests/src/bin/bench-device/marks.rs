@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 
 use anyhow::{Context, Result, bail};
 use bulkhead_tests::bench::idle::Idle;
+use bulkhead_tests::bench::processor::Processor;
 
 /// What a line of the guest begins with, behind the time that its kernel puts there.
 const PREFIX: &str = "bench: ";
@@ -18,6 +19,8 @@ pub struct Case {
     pub instructions: u64,
     /// Instructions for which the host waited.
     pub idle: u64,
+    /// Where they were spent.
+    pub processor: Processor,
     /// Operations, requests or MiB.
     pub count: u64,
 }
@@ -25,7 +28,7 @@ pub struct Case {
 /// Follows the guest to its end.
 pub fn follow(console: impl Read, idle: &Idle) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    let mut began = idle.nanoseconds();
+    let mut began = (idle.nanoseconds(), Processor::now()?);
     let mut kept = Vec::new();
     for line in BufReader::new(console).split(b'\n') {
         let line = line.context("cannot read the console")?;
@@ -38,13 +41,15 @@ pub fn follow(console: impl Read, idle: &Idle) -> Result<Vec<Case>> {
         };
         let words: Vec<&str> = said.split_whitespace().collect();
         match words[..] {
-            ["begin", _] => began = idle.nanoseconds(),
+            ["begin", _] => began = (idle.nanoseconds(), Processor::now()?),
             ["end", name, elapsed, count] => {
-                let idle = idle.nanoseconds() - began;
+                let idle = idle.nanoseconds() - began.0;
+                let processor = Processor::now()?.since(began.1);
                 let elapsed: u64 = elapsed.parse().context("the cost is a number")?;
                 let instructions = elapsed.saturating_sub(idle);
                 let count = count.parse().context("the count is a number")?;
-                cases.push(Case { name: name.to_owned(), instructions, idle, count });
+                let name = name.to_owned();
+                cases.push(Case { name, instructions, idle, processor, count });
             }
             ["done"] => return Ok(cases),
             _ => bail!("the guest says {said:?}"),
