@@ -385,3 +385,44 @@ fn memory_limit_is_enforced_in_the_guest() {
     let outcome = run_bundle(&bundle, b"");
     assert!(outcome.text() != "104857600", "the limit was not enforced");
 }
+
+/// A bundle whose `startContainer` hook is a script of the shell in its root.
+fn hooked(program: &str, hook: &str) -> Bundle {
+    let mut bundle = Bundle::script(program);
+    bundle.edit(|config| {
+        config["annotations"] = json!({"org.example.a": "b"});
+        config["hooks"] = json!({"startContainer": [
+            {"path": "/bin/sh", "args": ["sh", "-c", hook], "timeout": 100},
+        ]});
+    });
+    bundle
+}
+
+#[test]
+fn start_hook_runs_in_the_container_before_its_program() {
+    let caps = "grep -E '^(CapEff|Seccomp:|NoNew)' /proc/self/status";
+    let hook = format!("echo $0 $$; pwd; {caps}; cat");
+    let bundle = hooked(&format!("{caps}; cat /seen"), &format!("{{ {hook}; }} > /seen"));
+    let outcome = run_bundle(&bundle, b"").expect(0);
+    let text = outcome.text();
+    let lines: Vec<&str> = text.lines().collect();
+    let [own @ .., name, cwd, cap_eff, no_new, seccomp, state] = &lines[..] else {
+        panic!("{text}");
+    };
+    assert_eq!((*name, *cwd), ("sh 2", "/"), "{text}");
+    assert_eq!(own, [*cap_eff, *no_new, *seccomp], "confined as the program: {text}");
+    let state: Value = serde_json::from_str(state).expect("the state is JSON");
+    assert_eq!(state["pid"], 1, "{state}");
+    assert_eq!(state["status"], "created", "{state}");
+    assert_eq!(state["bundle"], json!(bundle.path()), "{state}");
+    assert_eq!(state["annotations"], json!({"org.example.a": "b"}), "{state}");
+}
+
+#[test]
+fn start_hook_that_fails_ends_the_container_before_its_program() {
+    let outcome = run_bundle(&hooked("echo ran", "echo because; exit 3"), b"");
+    assert_ne!(outcome.code, 0, "{}", outcome.stderr);
+    assert_eq!(outcome.text(), "");
+    let expected = "hooks.startContainer[0] (/bin/sh) exited with code 3: because";
+    assert!(outcome.stderr.contains(expected), "{}", outcome.stderr);
+}

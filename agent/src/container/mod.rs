@@ -30,7 +30,7 @@ use tokio::sync::RwLock;
 use crate::{
     block::{self, Mounts},
     cgroup::Cgroup,
-    helper::{Order, SPEC_FILE},
+    helper::{HOOK_STATE_FILE, Order, SPEC_FILE},
     reaper::Reaper,
     streams::Streams,
 };
@@ -156,6 +156,9 @@ impl Containers {
                 self.share_namespaces(&mut spec, &request.shared_namespaces)?;
                 write(&bundle.join(SPEC_FILE), spec.to_string().as_bytes())?;
             }
+        }
+        if !request.hook_state_json.is_empty() {
+            write(&bundle.join(HOOK_STATE_FILE), &request.hook_state_json)?;
         }
         self.launch(id, None, head, &request.stdio).await
     }

@@ -13,6 +13,7 @@ use libcontainer::oci_spec::runtime::{
 };
 use thiserror::Error;
 
+use super::hooks::StartHooks;
 use super::identity::Identity;
 
 /// Why a configuration cannot be applied in this guest. Each names the field.
@@ -68,6 +69,8 @@ pub struct Task {
     pub console_size: Option<(u16, u16)>,
     /// User namespace that libcontainer does not join.
     pub identity: Option<Identity>,
+    /// What runs before the program.
+    pub hooks: Option<StartHooks>,
 }
 
 /// Takes the executor's part out of a container's configuration and puts the container into
@@ -107,6 +110,7 @@ pub fn process(
         terminal: process.terminal() == Some(true),
         console_size: console_size(process),
         identity: None,
+        hooks: None,
     };
     process
         .set_cwd(PathBuf::from("/"))
@@ -147,7 +151,6 @@ fn refuse_spec(spec: &Spec) -> Result<(), SpecError> {
             hooks.prestart(),
             hooks.create_runtime(),
             hooks.create_container(),
-            hooks.start_container(),
             hooks.poststart(),
             hooks.poststop(),
         ];

@@ -10,6 +10,7 @@ use std::{
     convert::Infallible,
     ffi::{CString, NulError, OsString},
     fs::DirBuilder,
+    io,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         fs::DirBuilderExt,
@@ -37,6 +38,7 @@ use thiserror::Error;
 
 use super::{
     adapt::Task,
+    hooks::HookError,
     identity::IdentityError,
     program::{self, ProgramError, words},
     report::{FailureKind, Reporter},
@@ -53,7 +55,7 @@ enum StepError {
     #[error("set the size of the terminal: {}", words(*.0))]
     ConsoleSize(Errno),
     #[error("bring up the loopback interface: {0}")]
-    Loopback(#[source] std::io::Error),
+    Loopback(#[source] io::Error),
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
@@ -62,6 +64,8 @@ enum StepError {
     NoNewPrivileges(Errno),
     #[error("install the seccomp filter: {0}")]
     Seccomp(#[source] SeccompError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error("drop capabilities: {0}")]
     Capabilities(#[source] SyscallError),
     #[error("argument has a NUL byte")]
@@ -133,17 +137,14 @@ impl ProcessExecutor {
         let name = program.display().to_string();
         let path = CString::new(program.into_os_string().into_vec())?;
         let args = strings(task.args.iter().map(|arg| arg.as_bytes().to_vec()))?;
-        let environment = strings(environment(task).into_iter().map(OsString::into_vec))?;
+        let variables = environment(task);
 
-        if task.no_new_privileges {
-            set_no_new_privs(true).map_err(StepError::NoNewPrivileges)?;
-            drop_capabilities(task)?;
-            install_seccomp(task)?;
-        } else {
-            // Without no_new_privs the filter needs CAP_SYS_ADMIN, which goes away next.
-            install_seccomp(task)?;
-            drop_capabilities(task)?;
+        if let Some(hooks) = &task.hooks {
+            let confined = Arc::clone(&self.task);
+            hooks.run(&variables, move || confine(&confined).map_err(io::Error::other))?;
         }
+        let environment = strings(variables.into_iter().map(OsString::into_vec))?;
+        confine(task)?;
         // Rust programs ignore it, and what is ignored stays so in the program that is run.
         // SAFETY: no handler is installed, the default action is restored.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -263,6 +264,19 @@ pub fn own_stdio(uid: u32, gid: Option<u32>) {
     }
 }
 
+/// Gives up what the program must not have.
+fn confine(task: &Task) -> Result<(), StepError> {
+    if task.no_new_privileges {
+        set_no_new_privs(true).map_err(StepError::NoNewPrivileges)?;
+        drop_capabilities(task)?;
+        install_seccomp(task)
+    } else {
+        // Without no_new_privs the filter needs CAP_SYS_ADMIN, which goes away next.
+        install_seccomp(task)?;
+        drop_capabilities(task)
+    }
+}
+
 fn install_seccomp(task: &Task) -> Result<(), StepError> {
     match &task.seccomp {
         // The descriptor of a listener cannot come back: SCMP_ACT_NOTIFY was refused before.
@@ -285,6 +299,6 @@ fn execve(path: &CString, args: &[CString], environment: &[CString]) -> Errno {
     // SAFETY: all strings are NUL-terminated and outlive the call; both arrays end with a null
     // pointer.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), environment.as_ptr()) };
-    let error = std::io::Error::last_os_error();
+    let error = io::Error::last_os_error();
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }

@@ -10,6 +10,7 @@ mod causes;
 mod copy_up;
 mod devices;
 mod executor;
+mod hooks;
 mod identity;
 mod program;
 pub mod report;
@@ -44,6 +45,7 @@ use causes::Causes;
 use copy_up::CopyUpError;
 use devices::{DeviceFilter, DeviceFilterError};
 use executor::{ProcessExecutor, own_stdio};
+use hooks::StartHooks;
 use identity::{Identity, IdentityError};
 use report::{FailureKind, Report, Reporter};
 use sysctl::SysctlError;
@@ -76,6 +78,8 @@ pub struct Order {
 
 /// The container's configuration as the host gave it.
 pub const SPEC_FILE: &str = "spec.json";
+/// What its hooks read, if it has any.
+pub const HOOK_STATE_FILE: &str = "hook-state.json";
 /// Soft limit of open files of a container's processes.
 const OPEN_FILES: u64 = 1024;
 const CONFIG_FILE: &str = "config.json";
@@ -200,7 +204,8 @@ fn seed_names() {
 
 fn create(order: &Order, reporter: &Arc<Reporter>) -> Result<u32, HelperError> {
     let mut spec = read_spec(order)?;
-    let task = adapt::container(&mut spec, &order.cgroup)?;
+    let mut task = adapt::container(&mut spec, &order.cgroup)?;
+    task.hooks = start_hooks(&mut spec, &order.bundle_dir)?;
     let settings = sysctl::take(&mut spec);
     let filter = DeviceFilter::of(&spec)?;
     check_root(&spec)?;
@@ -220,6 +225,15 @@ fn create(order: &Order, reporter: &Arc<Reporter>) -> Result<u32, HelperError> {
     container.set_status(ContainerStatus::Running).save().map_err(HelperError::Record)?;
     let pid = container.pid().map_or(0, |pid| pid.as_raw());
     Ok(pid.cast_unsigned())
+}
+
+/// Takes the hooks that the executor runs.
+fn start_hooks(spec: &mut Spec, bundle: &Path) -> Result<Option<StartHooks>, HelperError> {
+    let list = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+    spec.set_hooks(None);
+    let Some(list) = list.filter(|list| !list.is_empty()) else { return Ok(None) };
+    let state = parse("the state for hooks", &bundle.join(HOOK_STATE_FILE))?;
+    Ok(Some(StartHooks { list, state }))
 }
 
 fn exec(order: &Order, process_file: &Path, reporter: &Arc<Reporter>) -> Result<u32, HelperError> {

@@ -90,20 +90,30 @@ pub struct GuestMemory {
     pub slab_bytes: u64,
 }
 
+/// The configuration of a container in the guest.
+#[derive(Debug)]
+pub struct GuestSpec {
+    /// As OCI has it, with paths of the guest.
+    pub json: Vec<u8>,
+    /// What its `startContainer` hooks read; empty if there are none.
+    pub hook_state_json: Vec<u8>,
+}
+
 impl AgentClient<'_> {
     /// Creates the container after what is made of its disks; gives the pid of its init in the
     /// guest.
     pub fn create(
         &self,
         id: &ContainerId,
-        spec_json: Vec<u8>,
+        spec: GuestSpec,
         disks: GuestDisks,
         shared: &[Shared],
         streams: Streams,
     ) -> Result<u32, AgentError> {
         let mut request = api::CreateContainerRequest::new();
         request.container_id = id.to_string();
-        request.spec_json = spec_json;
+        request.spec_json = spec.json;
+        request.hook_state_json = spec.hook_state_json;
         request.mounts = disks.mounts;
         request.block_nodes = disks.nodes;
         // In the guest, the one network namespace that is shared is the guest's own.

@@ -24,7 +24,9 @@ use ttrpc::Code;
 use crate::failure::{EXIT_CANNOT_RUN, EXIT_NOT_FOUND, Explain, printable};
 use crate::vsock::{self, VsockError};
 
-pub use calls::{ExitStatus, GuestMemory, ProcessEntry, ProcessName, Streams, wait_reply};
+pub use calls::{
+    ExitStatus, GuestMemory, GuestSpec, ProcessEntry, ProcessName, Streams, wait_reply,
+};
 pub use resources::oom_reply;
 pub use wire::{Call, Progress};
 

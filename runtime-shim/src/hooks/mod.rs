@@ -9,7 +9,8 @@
 //! `prestart`, `createRuntime`, `poststart` and `poststop` run in the runtime's namespaces, also
 //! when the supervisor has entered the container's network namespace. `createContainer` runs on
 //! the host, too, in the container's network namespace: the other namespaces of the container are
-//! inside the guest. `startContainer` would have to run there and is refused by the planner.
+//! inside the guest. `startContainer` runs there, by the agent, which gets the state for it
+//! ([`state_for_guest`]).
 
 mod output;
 mod poststop;
@@ -28,7 +29,7 @@ use thiserror::Error;
 use crate::failure::{EXIT_FAILURE, Explain};
 
 pub use poststop::run_poststop;
-pub use run::Runner;
+pub use run::{Runner, state_for_guest};
 
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -184,6 +184,19 @@ fn state(moment: Moment, container: &Container<'_>) -> io::Result<File> {
     Ok(file)
 }
 
+/// What `startContainer` hooks read, but for the pid, which the guest knows.
+pub fn state_for_guest(container: &Container<'_>) -> serde_json::Result<Vec<u8>> {
+    let Container { oci_version, id, bundle, annotations, .. } = container;
+    serde_json::to_vec(&State {
+        oci_version,
+        id,
+        status: "created",
+        pid: None,
+        bundle,
+        annotations,
+    })
+}
+
 /// Waits for the end of the hook. Others who hold its output open are not waited for.
 fn watch(
     child: &mut Child,

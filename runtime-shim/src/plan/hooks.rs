@@ -1,4 +1,5 @@
-//! `hooks`: checked for what execve(2) can take; each runs on the host, but startContainer.
+//! `hooks`: checked for what execve(2) can take; each runs on the host, but startContainer, which
+//! the agent runs in the container.
 
 use std::time::Duration;
 
@@ -11,11 +12,6 @@ use crate::hooks::{Hook, Hooks, Moment};
 /// Checks the hooks of a specification.
 pub(super) fn plan(hooks: Option<&RawHooks>) -> Result<Hooks, PlanError> {
     let Some(hooks) = hooks else { return Ok(Hooks::default()) };
-    if hooks.start_container().as_ref().is_some_and(|list| !list.is_empty()) {
-        let reason = "it would run inside the guest with the container's privileges, which this \
-                      version does not do";
-        return Err(PlanError::refused("hooks.startContainer", reason));
-    }
     // The accessor of a deprecated field is the only way to see what is in it.
     #[allow(deprecated)]
     let prestart = hooks.prestart().as_deref();
@@ -26,6 +22,20 @@ pub(super) fn plan(hooks: Option<&RawHooks>) -> Result<Hooks, PlanError> {
         poststart: list(Moment::Poststart, hooks.poststart().as_deref())?,
         poststop: list(Moment::Poststop, hooks.poststop().as_deref())?,
     })
+}
+
+/// What the guest gets: the hooks that run in the container, checked as the others.
+pub(super) fn of_guest(hooks: Option<&RawHooks>) -> Result<Option<RawHooks>, PlanError> {
+    let list = hooks.and_then(|hooks| hooks.start_container().clone()).unwrap_or_default();
+    if list.is_empty() {
+        return Ok(None);
+    }
+    for (at, hook) in list.iter().enumerate() {
+        self::hook(&format!("hooks.startContainer[{at}]"), hook)?;
+    }
+    let mut kept = RawHooks::default();
+    kept.set_start_container(Some(list));
+    Ok(Some(kept))
 }
 
 fn list(moment: Moment, hooks: Option<&[RawHook]>) -> Result<Vec<Hook>, PlanError> {

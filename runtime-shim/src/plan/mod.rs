@@ -209,6 +209,7 @@ fn plan_in(
     check_version(spec.version())?;
     refuse_platforms(&spec)?;
     let hooks = hooks::plan(spec.hooks().as_ref())?;
+    let guest_hooks = hooks::of_guest(spec.hooks().as_ref())?;
 
     let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
     let (resources, planned) = resources::plan(&mut linux, &mut notes)?;
@@ -242,7 +243,7 @@ fn plan_in(
     spec.set_linux(Some(linux));
     spec.set_process(Some(process));
     spec.set_annotations(None);
-    spec.set_hooks(None);
+    spec.set_hooks(guest_hooks);
     Ok(SandboxPlan {
         mem_max_mib: tuned.mem_max_mib,
         vcpus_max: tuned.vcpus_max,

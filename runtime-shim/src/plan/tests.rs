@@ -77,7 +77,11 @@ fn field_that_cannot_be_had_is_refused_by_name() {
         ("/linux", Value::Null, "linux"),
         ("/vm", json!({"kernel": {"path": "/k"}}), "vm"),
         ("/windows", json!({"layerFolders": ["x"]}), "windows"),
-        ("/hooks", json!({"startContainer": [{"path": "/h"}]}), "hooks.startContainer"),
+        (
+            "/hooks",
+            json!({"startContainer": [{"path": "/h"}, {"path": "h"}]}),
+            "hooks.startContainer[1].path",
+        ),
         ("/hooks", json!({"prestart": [{"path": "h"}]}), "hooks.prestart[0].path"),
         (
             "/hooks",

@@ -12,11 +12,11 @@ use super::lifecycle::Workload;
 use super::relay::{GuestStreams, Relay};
 use super::terminal::Terminal;
 use super::workload::{start_failure, workload};
-use crate::agent_client::{AgentClient, AgentError};
+use crate::agent_client::{AgentClient, AgentError, GuestSpec};
 use crate::block::GuestDisks;
 use crate::control::{ControlAnswer, ControlReply, ControlServer};
 use crate::failure::Failure;
-use crate::hooks::Hooks;
+use crate::hooks::{Hooks, state_for_guest};
 use crate::plan::{SandboxPlan, Shared};
 use crate::sandbox::SandboxError;
 use crate::signal::{Signals, ends_a_program};
@@ -57,8 +57,8 @@ impl Container {
         disks: GuestDisks,
         shared: &[Shared],
     ) -> Result<Workload, Failure> {
-        let spec = serde_json::to_vec(&plan.guest_spec)
-            .map_err(|e| Failure::new("planning the sandbox", e.to_string(), ""))?;
+        let spec = self.guest_spec(plan);
+        let spec = spec.map_err(|e| Failure::new("planning the sandbox", e.to_string(), ""))?;
         let stderr = !self.terminal.is_some();
         let streams = GuestStreams::open(&self.agent_socket, stderr, self.call_limit)?;
         let agent = self.agent();
@@ -73,6 +73,14 @@ impl Container {
         self.terminal.connect()?;
         let relay = Relay::start(self.terminal.streams()?, streams)?;
         Ok(Workload { relay, wait })
+    }
+
+    fn guest_spec(&self, plan: &SandboxPlan) -> serde_json::Result<GuestSpec> {
+        let hook_state_json = match plan.guest_spec.hooks() {
+            Some(_) => state_for_guest(&self.claim.record.for_hooks(None))?,
+            None => vec![],
+        };
+        Ok(GuestSpec { json: serde_json::to_vec(&plan.guest_spec)?, hook_state_json })
     }
 
     /// Refuses what only a created container can do.

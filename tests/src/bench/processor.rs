@@ -74,7 +74,9 @@ mod tests {
 
     #[test]
     fn processor_stat_of_another_form_is_none() {
-        for text in ["", "cpu0 1 2", "cpu  1 2 3", "cpu  a 2 3 4 5 6 7 8 9", "cpu  1 2 3 4 5 6 7 8 9"] {
+        for text in
+            ["", "cpu0 1 2", "cpu  1 2 3", "cpu  a 2 3 4 5 6 7 8 9", "cpu  1 2 3 4 5 6 7 8 9"]
+        {
             assert_eq!(Processor::parse(text), None, "{text}");
         }
     }
