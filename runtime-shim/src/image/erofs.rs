@@ -4,21 +4,27 @@
 //! So it runs with nothing to gain: its root directory holds the system's programs and
 //! libraries, the tree and the one file to write, all but the last read-only; a user id that
 //! nobody else has; of capabilities only the one to read any file; no network; no new privileges;
-//! no file larger than the bound.
+//! no file larger than the bound. The capability would also let it open files of the host by their
+//! handles, past its root directory: a filter takes that call away, and those by which a process
+//! gets at others or at what few programs need of the kernel.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
+use bulkhead_jail::seccomp::{Filter, SeccompError};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchown, mkdirat, open};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_bind_recursive, mount_remount};
 use thiserror::Error;
 
 /// Directories of the host that the program is made of.
 const SYSTEM: [&str; 4] = ["usr", "lib", "lib64", "bin"];
+/// Where the program is looked for.
+const PATH: &str = "/usr/bin:/usr/sbin:/bin";
 /// First of the user ids that such programs have, each the caller's pid above it: above what
 /// distributions give away, and apart from those of monitors.
 const ID_BASE: u32 = 0x7080_0000;
@@ -29,15 +35,42 @@ const UUID: &str = "00000000-0000-0000-0000-000000000000";
 /// `CAP_DAC_READ_SEARCH` of linux/capability.h.
 const READ_SEARCH: u32 = 2;
 
+/// System calls that no writer of images makes.
+const DENIED: [i64; 17] = [
+    libc::SYS_open_by_handle_at,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_io_uring_setup,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+];
+
 /// Why there is no image.
 #[derive(Debug, Error)]
 pub enum ErofsError {
+    /// erofs-utils are not installed.
+    #[error("mkfs.erofs is not installed")]
+    Missing,
     /// The program's root directory.
     #[error("preparing the root directory of mkfs.erofs")]
     Room(#[source] io::Error),
     /// The file to write.
     #[error("making the image file")]
     File(#[source] io::Error),
+    /// What takes system calls away from it.
+    #[error(transparent)]
+    Filter(#[from] SeccompError),
     /// It does not start.
     #[error("starting mkfs.erofs")]
     Start(#[source] io::Error),
@@ -51,16 +84,11 @@ pub enum ErofsError {
     },
 }
 
-impl ErofsError {
-    /// Whether erofs-utils are not installed.
-    pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Start(error) if error.kind() == io::ErrorKind::NotFound)
-    }
-}
-
-/// Whether `mkfs.erofs` is where [`make`] looks for it.
+/// Whether there is a program to make images with.
 pub fn is_installed() -> bool {
-    ["/usr/bin", "/usr/sbin", "/bin"].iter().any(|at| Path::new(at).join("mkfs.erofs").exists())
+    let is_program = |meta: Metadata| meta.is_file() && meta.mode() & 0o111 != 0;
+    let mut places = PATH.split(':').map(|at| Path::new(at).join("mkfs.erofs"));
+    places.any(|path| path.metadata().is_ok_and(is_program))
 }
 
 /// Writes an image of the directory `tree` into the empty file `image`, at most `bytes_max`
@@ -119,12 +147,13 @@ fn run(root: &OwnedFd, id: u32, bytes_max: u64) -> Result<(), ErofsError> {
     let (mut words, writer) = io::pipe().map_err(ErofsError::Start)?;
     let mut command = Command::new("mkfs.erofs");
     command.args(["--quiet", "-U", UUID, "/image", "/tree"]);
-    command.env_clear().env("PATH", "/usr/bin:/usr/sbin:/bin").current_dir("/");
+    command.env_clear().env("PATH", PATH).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
     let root = root.as_fd().as_raw_fd();
+    let filter = Filter::without("mkfs.erofs", &DENIED)?;
     // SAFETY: the closure makes system calls only and allocates nothing, which is allowed between
     // fork and exec; `root` is open until the child has started.
-    unsafe { command.pre_exec(move || confine(root, id, bytes_max)) };
+    unsafe { command.pre_exec(move || confine(root, id, bytes_max, &filter)) };
     let child = command.spawn().map_err(ErofsError::Start);
     // Its end of the pipe is the command's, too.
     drop(command);
@@ -143,7 +172,7 @@ fn run(root: &OwnedFd, id: u32, bytes_max: u64) -> Result<(), ErofsError> {
 }
 
 /// In the child: gives up everything that the work does not need.
-fn confine(root: RawFd, id: u32, bytes_max: u64) -> io::Result<()> {
+fn confine(root: RawFd, id: u32, bytes_max: u64, filter: &Filter) -> io::Result<()> {
     let check = |result: libc::c_int| match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -170,7 +199,9 @@ fn confine(root: RawFd, id: u32, bytes_max: u64) -> io::Result<()> {
     // SAFETY: integers only.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
     // SAFETY: integers only.
-    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    // An error of the kernel's is all that the parent can be told of here.
+    filter.install().map_err(|_| io::Error::last_os_error())
 }
 
 /// Only [`READ_SEARCH`], and that across exec.
@@ -211,9 +242,10 @@ mod tests {
         let fd = root.as_raw_fd();
         let start = move || {
             let mut command = Command::new("sleep");
+            let filter = Filter::without("test", &DENIED).unwrap();
             command.arg("1000");
             // SAFETY: system calls only, and `root` is open until the child has started.
-            unsafe { command.pre_exec(move || confine(fd, ID_BASE, 1 << 20)) };
+            unsafe { command.pre_exec(move || confine(fd, ID_BASE, 1 << 20, &filter)) };
             command.spawn().unwrap()
         };
         let mut child = std::thread::spawn(start).join().unwrap();
@@ -227,5 +259,27 @@ mod tests {
         };
         let _ = child.kill();
         assert_eq!(ended.and_then(|status| status.signal()), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn confined_program_that_opens_a_file_by_its_handle_is_killed() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let root = File::open("/").unwrap();
+        let fd = root.as_raw_fd();
+        let filter = Filter::without("test", &DENIED).unwrap();
+        let mut command = Command::new("true");
+        let open = move || {
+            confine(fd, ID_BASE + 1, 1 << 20, &filter)?;
+            // SAFETY: the call reads no handle at the null pointer, but fails.
+            let _ = unsafe { libc::syscall(libc::SYS_open_by_handle_at, fd, 0, 0) };
+            Ok(())
+        };
+        // SAFETY: system calls only, and `root` is open until the child has ended.
+        unsafe { command.pre_exec(open) };
+        let status = command.spawn().unwrap().wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGSYS));
     }
 }

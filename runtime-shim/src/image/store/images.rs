@@ -47,7 +47,7 @@ impl Explain for RootImageError {
         match self {
             Self::Store(error) => error.fix(),
             Self::View(error) => error.fix(),
-            Self::Erofs(error) if error.is_missing() => {
+            Self::Erofs(ErofsError::Missing) => {
                 "install erofs-utils, or choose --root-mode=share".to_owned()
             }
             Self::Erofs(_) => "choose --root-mode=share".to_owned(),
@@ -80,6 +80,7 @@ impl Store {
         // Another process may have made it while this one waited.
         let result = match self.has_image(&key) {
             Ok(true) => Ok(()),
+            Ok(false) if !erofs::is_installed() => Err(ErofsError::Missing.into()),
             Ok(false) => {
                 begin();
                 self.make_image(image, &work, &key, bytes_max)
