@@ -100,6 +100,12 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         rounds: u32,
     },
+    /// state, list and exec of a running container: target/bench/commands.json
+    Commands {
+        /// Rounds after the warm-up
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+    },
     /// TCP through a tap: target/bench/net.json
     Net {
         /// Rounds after the warm-up
@@ -142,6 +148,7 @@ fn run(task: Task) -> Result<u8> {
         Task::Test { only, full, .. } => suites::test(&suites::Selection { only, full }),
         Task::SuitesInside { programs } => suites::inside(&programs),
         Task::Bench { what: Bench::Boot { rounds } } => bench::boot(rounds),
+        Task::Bench { what: Bench::Commands { rounds } } => bench::commands(rounds),
         Task::Bench { what: Bench::Net { rounds } } => bench::device(bench::Suite::Net, rounds),
         Task::Bench { what: Bench::Block { rounds } } => bench::device(bench::Suite::Block, rounds),
         Task::Bench { what: Bench::Fs { rounds } } => bench::device(bench::Suite::Fs, rounds),

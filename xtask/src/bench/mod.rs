@@ -2,6 +2,7 @@
 //! the instruction clock.
 
 mod boot;
+mod commands;
 mod device;
 mod root;
 
@@ -12,6 +13,7 @@ use std::{fs, iter};
 use anyhow::{Context, Result};
 
 pub use self::boot::boot;
+pub use self::commands::commands;
 pub use self::device::{Suite, device};
 use crate::cargo::{TESTS_PACKAGE, cargo, programs};
 use crate::checkout;
