@@ -121,6 +121,11 @@ const SUITES: &[Suite] = &[
         about: "a Docker daemon with bulkhead as its runtime",
     },
     Suite {
+        name: "ctr",
+        kind: Kind::Guests { weight: 2 },
+        about: "containerd's ctr and the shim of runc with bulkhead as its runtime",
+    },
+    Suite {
         name: "failures",
         kind: Kind::Guests { weight: 2 },
         about: "every failure: one line, the right code, nothing left",
