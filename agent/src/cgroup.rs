@@ -58,6 +58,31 @@ pub fn directory(path_in_hierarchy: &Path) -> PathBuf {
     Path::new(ROOT).join(relative.unwrap_or(path_in_hierarchy))
 }
 
+/// Which part of the container's cgroup `path_in_hierarchy` a process has to be added to, if not
+/// to the whole of it.
+///
+/// An init like systemd's divides its cgroup and moves into a part of it; the kernel then lets no
+/// process into the whole ("no internal processes", the kernel's cgroup-v2.rst). As with runc, the
+/// process goes where `init` is, which cannot leave the cgroup.
+pub fn part_with(path_in_hierarchy: &Path, init: u32) -> Result<Option<String>, CgroupError> {
+    let read = |path: PathBuf| {
+        fs::read_to_string(&path).map_err(|source| CgroupError::File { path, source })
+    };
+    let divided = read(directory(path_in_hierarchy).join("cgroup.subtree_control"))?;
+    if divided.trim().is_empty() {
+        return Ok(None);
+    }
+    let membership = read(PathBuf::from(format!("/proc/{init}/cgroup")))?;
+    Ok(part_named(path_in_hierarchy, &membership))
+}
+
+/// The part of a cgroup that `/proc/PID/cgroup` names.
+fn part_named(path_in_hierarchy: &Path, membership: &str) -> Option<String> {
+    let path = membership.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let part = Path::new(path).strip_prefix(path_in_hierarchy).ok()?.to_str()?;
+    Some(part.to_owned()).filter(|part| !part.is_empty())
+}
+
 /// A cgroup by its path.
 #[derive(Clone, Debug)]
 pub struct Cgroup(PathBuf);
@@ -225,5 +250,15 @@ mod tests {
         assert_eq!(kills_in(text), 3);
         assert_eq!(kills_in(b"oom 2\n"), 0);
         assert_eq!(kills_in(b"oom_kill x\n"), 0);
+    }
+
+    #[test]
+    fn part_is_below_the_cgroup_of_the_container() {
+        let part = |membership| part_named(Path::new("/bulkhead/one"), membership);
+        assert_eq!(part("0::/bulkhead/one/init.scope\n").as_deref(), Some("init.scope"));
+        assert_eq!(part("1:name=x:/y\n0::/bulkhead/one/a/b\n").as_deref(), Some("a/b"));
+        for elsewhere in ["0::/bulkhead/one\n", "0::/bulkhead/other/a\n", "0::/\n", ""] {
+            assert_eq!(part(elsewhere), None, "{elsewhere}");
+        }
     }
 }

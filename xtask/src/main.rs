@@ -6,6 +6,7 @@ mod archive;
 mod bench;
 mod cargo;
 mod checkout;
+mod debian;
 mod demo;
 mod dist;
 mod host;

@@ -50,7 +50,7 @@ use identity::{Identity, IdentityError};
 use report::{FailureKind, Report, Reporter};
 use sysctl::SysctlError;
 
-use crate::cgroup;
+use crate::cgroup::{self, CgroupError};
 
 /// First argument of a re-executed agent.
 pub const HELPER: &str = "container-helper";
@@ -103,6 +103,8 @@ enum HelperError {
     Sysctl(#[from] SysctlError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     #[error(transparent)]
     CopyUp(#[from] CopyUpError),
     #[error(transparent)]
@@ -247,6 +249,7 @@ fn exec(order: &Order, process_file: &Path, reporter: &Arc<Reporter>) -> Result<
         .as_tenant()
         .with_detach(true)
         .with_process(Some(process_file))
+        .with_sub_cgroup(cgroup::part_with(&order.cgroup, order.init_pid)?)
         .as_sibling(true)
         .build()
         .map_err(HelperError::Build)?;

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{directory, measure, root};
+use super::{directory, measure};
 use crate::archive::Archive;
-use crate::{dist, packages};
+use crate::{debian, dist, packages};
 
 /// The measuring program.
 const PROGRAM: &str = "bench-device";
@@ -45,7 +45,7 @@ pub fn device(suite: Suite, rounds: u32) -> Result<u8> {
     let guest = fs::read(&guest).with_context(|| format!("cannot read {}", guest.display()))?;
     match suite {
         Suite::Net | Suite::Block => initrd(&guest, None, &dir.join("bench-guest.img"))?,
-        Suite::Fs => initrd(&guest, Some(&root::archive()?), &dir.join("bench-fs.img"))?,
+        Suite::Fs => initrd(&guest, Some(&debian::SMALL.archive()?), &dir.join("bench-fs.img"))?,
     }
     let name = suite.name();
     measure(PROGRAM, &[name], &dir.join(format!("{name}.json")), rounds)

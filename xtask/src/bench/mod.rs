@@ -4,7 +4,6 @@
 mod boot;
 mod commands;
 mod device;
-mod root;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

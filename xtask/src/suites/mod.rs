@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 
 use self::count::Count;
 pub use self::guests::inside;
-use crate::{dist, packages, tools};
+use crate::{debian, dist, packages, tools};
 
 /// What to test.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +46,8 @@ struct Suite {
 
 /// The suite that exercises file systems with programs of others.
 const VOLUMES: &str = "volumes";
+/// The suite that boots distributions in containers.
+const SYSTEM: &str = "system";
 
 const SUITES: &[Suite] = &[
     Suite { name: "unit", kind: Kind::Unit, about: "unit and property tests of every package" },
@@ -121,9 +123,9 @@ const SUITES: &[Suite] = &[
         about: "a Docker daemon with bulkhead as its runtime",
     },
     Suite {
-        name: "ctr",
+        name: SYSTEM,
         kind: Kind::Guests { weight: 2 },
-        about: "containerd's ctr and the shim of runc with bulkhead as its runtime",
+        about: "containers whose first process is a distribution's init",
     },
     Suite {
         name: "failures",
@@ -154,6 +156,9 @@ pub fn test(selection: &Selection) -> Result<u8> {
     if suites.iter().any(|suite| suite.name == VOLUMES) {
         packages::ensure(&[&packages::VOLUMES])?;
         variables = tools::ensure()?;
+    }
+    if suites.iter().any(|suite| suite.name == SYSTEM) {
+        variables.push(("BULKHEAD_SYSTEM_ROOT", debian::SYSTEM.archive()?));
     }
     if suites.iter().any(|suite| suite.kind != Kind::Unit) {
         dist::everything()?;

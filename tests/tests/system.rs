@@ -1,0 +1,152 @@
+//! System containers: the first process is a distribution's init, which boots to its multi-user
+//! state, runs services in a cgroup tree of its own, and shuts down when it is told to.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use bulkhead_tests::process::read_until;
+use bulkhead_tests::{Bundle, Created, Leftovers, run, unique_id};
+use serde_json::{Value, json};
+
+/// SIGRTMIN+3, at which systemd halts (systemd(1)).
+const HALT: &str = "37";
+
+fn add(list: &mut Value, entry: Value) {
+    list.as_array_mut().expect("a list").push(entry);
+}
+
+/// A container as Podman makes it for an image whose program is an init (podman-run(1),
+/// `--systemd`): its cgroup can be written, and what an init writes at boot lies in memory.
+fn system_bundle(args: &[&str]) -> Bundle {
+    let mut bundle = Bundle::new(args);
+    bundle.edit(|config| {
+        add(&mut config["process"]["env"], json!("container=oci"));
+        let mounts = config["mounts"].as_array_mut().expect("mounts");
+        for mount in mounts.iter_mut().filter(|mount| mount["type"] == "cgroup") {
+            mount["options"] = json!(["rw", "nosuid", "noexec", "nodev", "relatime"]);
+        }
+        for place in ["/run", "/run/lock", "/tmp", "/var/log/journal"] {
+            let options = json!(["rw", "nosuid", "nodev"]);
+            mounts.push(json!({
+                "destination": place, "type": "tmpfs", "source": "tmpfs", "options": options
+            }));
+        }
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!([
+                "CAP_CHOWN",
+                "CAP_DAC_OVERRIDE",
+                "CAP_FOWNER",
+                "CAP_FSETID",
+                "CAP_KILL",
+                "CAP_NET_BIND_SERVICE",
+                "CAP_SETFCAP",
+                "CAP_SETGID",
+                "CAP_SETPCAP",
+                "CAP_SETUID",
+                "CAP_SYS_CHROOT",
+            ]);
+        }
+        config["process"]["noNewPrivileges"] = json!(false);
+    });
+    bundle
+}
+
+/// A bundle of Debian with systemd.
+fn debian() -> Bundle {
+    let bundle = system_bundle(&["/sbin/init"]);
+    let root = bundle.root("");
+    fs::remove_dir_all(&root).expect("the root of busybox");
+    fs::create_dir(&root).expect("a root");
+    let archive = std::env::var_os("BULKHEAD_SYSTEM_ROOT").expect("BULKHEAD_SYSTEM_ROOT is set");
+    run(Command::new("tar").arg("-C").arg(&root).arg("-xf").arg(archive)).expect(0);
+    bundle
+}
+
+/// Has systemd start `commands`' service once it has reached its multi-user state.
+fn add_service(bundle: &Bundle, commands: &str) {
+    let service = format!(
+        "[Unit]\nAfter=multi-user.target\n\
+         [Service]\nType=oneshot\nRemainAfterExit=yes\n{commands}\
+         [Install]\nWantedBy=multi-user.target\n"
+    );
+    let units = bundle.root("etc/systemd/system");
+    fs::write(units.join("probe.service"), service).expect("a unit");
+    let wanted = units.join("multi-user.target.wants");
+    fs::create_dir_all(&wanted).expect("a directory of links");
+    std::os::unix::fs::symlink("../probe.service", wanted.join("probe.service")).expect("a link");
+}
+
+fn written(file: &Path) -> String {
+    read_until(file, |text| text.ends_with('\n'))
+}
+
+#[test]
+fn systemd_boots_runs_services_and_halts() {
+    let before = Leftovers::now();
+    let bundle = debian();
+    add_service(
+        &bundle,
+        "ExecStart=/bin/sh -c 'cat /proc/self/cgroup > /served'\n\
+         ExecStop=/bin/sh -c 'echo in order > /stopped'\n",
+    );
+    let container = Created::new(unique_id("system"), bundle);
+    container.start();
+    let exec = |args: &[&str]| container.command(&["exec"], args);
+    assert_eq!(written(&container.bundle.root("served")), "0::/system.slice/probe.service\n");
+
+    let state = exec(&["systemctl", "is-system-running", "--wait"]);
+    let failed = exec(&["systemctl", "list-units", "--failed", "--no-pager"]);
+    assert_eq!(state.text(), "running", "{}{}", state.stderr, failed.text());
+    // What is added goes where the init is: the kernel lets nothing into a divided cgroup.
+    assert_eq!(exec(&["cat", "/proc/self/cgroup"]).expect(0).text(), "0::/init.scope");
+    // A limit of a unit is one of its cgroup.
+    let limited = exec(&[
+        "systemd-run",
+        "--quiet",
+        "--pipe",
+        "--wait",
+        "--property=MemoryMax=64M",
+        "sh",
+        "-c",
+        "cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max",
+    ]);
+    assert_eq!(limited.expect(0).text(), (64 << 20).to_string());
+    let processes = container.command(&["ps", "--format", "json"], &[]).expect(0);
+    let processes: Vec<u32> = serde_json::from_slice(&processes.stdout).expect("a list");
+    assert!(processes.len() > 3, "init, journal, bus, logins: {processes:?}");
+
+    container.command(&["kill"], &[HALT]).expect(0);
+    assert_eq!(container.wait(), 0);
+    assert_eq!(written(&container.bundle.root("stopped")), "in order\n");
+    container.delete().expect(0);
+    before.assert_none();
+}
+
+#[test]
+fn busybox_init_runs_services_and_reboots() {
+    let before = Leftovers::now();
+    let mut bundle = system_bundle(&["/bin/init"]);
+    bundle.edit(|config| {
+        for set in ["bounding", "effective", "permitted"] {
+            // Its last step is reboot(2), which in a container ends it.
+            add(&mut config["process"]["capabilities"][set], json!("CAP_SYS_BOOT"));
+        }
+    });
+    let table = "::sysinit:/bin/echo set up\n\
+                 ::respawn:/bin/sh -c 'echo served; exec sleep 100000'\n\
+                 ::shutdown:/bin/echo in order\n";
+    fs::write(bundle.root("etc/inittab"), table).expect("inittab");
+    let container = Created::new(unique_id("system"), bundle);
+    container.start();
+    assert_eq!(container.prints("served"), "set up\nserved\n");
+    // What ends is started again.
+    container.command(&["exec"], &["killall", "sleep"]).expect(0);
+    container.prints("served\nserved");
+    container.command(&["kill"], &["TERM"]).expect(0);
+    // SIGHUP is how the kernel tells that a pid namespace has rebooted (reboot(2)).
+    assert_eq!(container.wait(), 128 + 1);
+    container.prints("in order");
+    container.delete().expect(0);
+    before.assert_none();
+}
