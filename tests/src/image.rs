@@ -44,8 +44,12 @@ impl Image {
 
     /// The image as an OCI archive.
     pub fn oci_archive(&self) -> String {
-        let archive = self.archive(&self.write_layout("for-archive"));
-        format!("oci-archive:{}:{TAG}", archive.display())
+        format!("oci-archive:{}:{TAG}", self.oci_archive_file().display())
+    }
+
+    /// The file of that.
+    pub fn oci_archive_file(&self) -> PathBuf {
+        self.archive(&self.write_layout("for-archive"))
     }
 
     /// The image as `docker save` wrote it before version 25.
@@ -80,7 +84,10 @@ impl Image {
         let layers: Vec<Value> =
             self.layers.iter().map(|layer| blob("layer.v1.tar", layer)).collect();
         let config = blob("config.v1+json", &self.image_config());
-        let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers,
+        });
         let mut manifest = blob("manifest.v1+json", manifest.to_string().as_bytes());
         manifest["annotations"] = json!({"org.opencontainers.image.ref.name": TAG});
         let index = json!({"schemaVersion": 2, "manifests": [manifest]});
@@ -108,7 +115,8 @@ impl Image {
     }
 }
 
-fn tar(directory: &Path) -> Vec<u8> {
+/// An archive of what is in `directory`.
+pub fn tar(directory: &Path) -> Vec<u8> {
     let mut command = Command::new("tar");
     command.args(["--create", "--numeric-owner", "--directory"]).arg(directory).arg(".");
     crate::run(&mut command).expect(0).stdout

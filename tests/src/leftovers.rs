@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+/// Where the state of containers lies: our own root, and that of runc's shim for `ctr`.
+const STATE: [&str; 2] = ["/run/bulkhead", "/run/containerd/runc/default"];
+
 /// What there was at one moment.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Leftovers {
@@ -20,7 +23,7 @@ impl Leftovers {
         Self {
             processes: processes(),
             mounts: lines("/proc/self/mountinfo"),
-            state: names(Path::new("/run/bulkhead")),
+            state: STATE.iter().flat_map(|root| names(Path::new(root))).collect(),
             cgroups: tree(Path::new("/sys/fs/cgroup")),
             interfaces: names(Path::new("/sys/class/net")),
         }

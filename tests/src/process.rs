@@ -102,6 +102,16 @@ pub fn run_until_done(command: &mut Command) -> Outcome {
     }
 }
 
+/// Waits until `done`; `what` names it when it never comes.
+#[track_caller]
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < crate::LIMIT, "{what}: never\n{}", log_tail());
+        std::thread::sleep(STEP);
+    }
+}
+
 /// The text of `file` once that satisfies `found`: who writes it may be behind.
 #[track_caller]
 pub fn read_until(file: &Path, found: impl Fn(&str) -> bool) -> String {

@@ -8,6 +8,27 @@ use std::process::{Child, Command, Stdio};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
+/// A script that ends with 5 once its terminal had two sizes and a line; engines set the first one
+/// only after the start.
+pub const SIZES: &str = "\
+    size() { until stty size | grep -q \"$1\"; do sleep 0.1; done; echo \"size $1\"; }
+    tty; size '33 77'; size '44 88'; read line; echo \"got $line\"; exit 5";
+
+/// Runs `command`, which runs [`SIZES`] in a container, and gives it what that waits for.
+#[track_caller]
+pub fn resized(command: Command) {
+    let mut terminal = OnTerminal::start(command, 33, 77);
+    terminal.wait_for("size 33 77");
+    terminal.resize(44, 88);
+    terminal.wait_for("size 44 88");
+    terminal.type_in("abc\n");
+    let (code, shown) = terminal.finish();
+    assert!(
+        code == 5 && shown.contains("/dev/pts/") && shown.contains("got abc"),
+        "{code} {shown}"
+    );
+}
+
 /// A program on a terminal.
 pub struct OnTerminal {
     /// The program.

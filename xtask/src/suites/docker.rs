@@ -1,5 +1,6 @@
-//! Docker's programs for the suite of that name, unpacked into `target/docker`: an installed
-//! package would start a daemon that changes the network of this machine.
+//! Docker's programs, and containerd's, for the suites that drive them, unpacked into
+//! `target/docker`: an installed package would start a daemon that changes the network of this
+//! machine.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,6 +10,9 @@ use anyhow::{Context, Result};
 use crate::progress::Progress;
 use crate::{checkout, packages};
 
+/// The suites that need the programs.
+pub const SUITES: [&str; 2] = ["docker", "ctr"];
+
 /// The packages of daemon, client and what they run; runc is installed for other suites.
 const PACKAGES: [&str; 2] = ["docker.io", "containerd"];
 
@@ -16,7 +20,7 @@ const PACKAGES: [&str; 2] = ["docker.io", "containerd"];
 pub fn ensure() -> Result<PathBuf> {
     let dir = checkout::target().join("docker");
     if !dir.exists() {
-        let progress = Progress::start("fetching Docker for its suite");
+        let progress = Progress::start("fetching Docker and containerd");
         let partial = dir.with_extension("partial");
         if partial.exists() {
             fs::remove_dir_all(&partial)

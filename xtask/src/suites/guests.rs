@@ -124,7 +124,7 @@ fn start(group: &Group, full: bool, variables: &Variables, log: &std::path::Path
     if full && std::env::var_os("BULKHEAD_KILL_CYCLES").is_none() {
         command.env("BULKHEAD_KILL_CYCLES", KILL_CYCLES_FULL);
     }
-    if group.programs.iter().any(|(name, _)| *name == "docker") {
+    if group.programs.iter().any(|(name, _)| docker::SUITES.contains(name)) {
         let (dir, path) = (docker::ensure()?, std::env::var("PATH").unwrap_or_default());
         let [programs, servers] = ["usr/bin", "usr/sbin"].map(|name| dir.join(name));
         let path = format!("{path}:{}:{}", programs.display(), servers.display());

@@ -128,6 +128,11 @@ const SUITES: &[Suite] = &[
         about: "containers whose first process is a distribution's init",
     },
     Suite {
+        name: "ctr",
+        kind: Kind::Guests { weight: 2 },
+        about: "containerd's ctr and the shim of runc with bulkhead as its runtime",
+    },
+    Suite {
         name: "failures",
         kind: Kind::Guests { weight: 2 },
         about: "every failure: one line, the right code, nothing left",
