@@ -69,6 +69,7 @@ fn findings() -> Vec<Finding> {
         user_namespaces(),
         device("/dev/net/tun", "tun"),
         network(),
+        images(),
     ]);
     all.extend(installation());
     all
@@ -95,6 +96,14 @@ fn network() -> Finding {
     match crate::uplink::describe() {
         (true, text) => good("launch's network", text),
         (false, text) => note("launch's network", text),
+    }
+}
+
+/// What `launch` makes images of root file systems with.
+fn images() -> Finding {
+    match crate::image::erofs::is_installed() {
+        true => good("launch's root", "an image: mkfs.erofs is installed"),
+        false => note("launch's root", "a slower share: install erofs-utils for an image"),
     }
 }
 

@@ -30,11 +30,11 @@ impl Image {
         image
     }
 
-    /// Puts what `fill` makes in a directory on top of the other layers.
+    /// Puts what `fill` makes in a directory on top of the other layers; holes stay holes.
     pub fn layer(&mut self, fill: impl FnOnce(&Path)) {
         let tree = tempfile::tempdir().expect("temp dir");
         fill(tree.path());
-        self.layers.push(tar(tree.path()));
+        self.layers.push(tar_with(tree.path(), &["--sparse"]));
     }
 
     /// The image as an OCI image layout directory.
@@ -117,8 +117,13 @@ impl Image {
 
 /// An archive of what is in `directory`.
 pub fn tar(directory: &Path) -> Vec<u8> {
+    tar_with(directory, &[])
+}
+
+fn tar_with(directory: &Path, options: &[&str]) -> Vec<u8> {
     let mut command = Command::new("tar");
-    command.args(["--create", "--numeric-owner", "--directory"]).arg(directory).arg(".");
+    command.args(["--create", "--numeric-owner"]).args(options);
+    command.arg("--directory").arg(directory).arg(".");
     crate::run(&mut command).expect(0).stdout
 }
 

@@ -46,10 +46,14 @@ impl Store {
     }
 }
 
-/// What is on standard error besides the progress of unpacking, which a slow machine tells of.
+/// What is on standard error besides the progress of unpacking, which a slow machine tells of, and
+/// the making of an image of the root.
 fn complaints(outcome: &Outcome) -> String {
     let lines = outcome.stderr.split_inclusive('\n');
-    lines.filter(|line| !(line.contains(" MiB / ") && line.ends_with(" %)\n"))).collect()
+    let progress = |line: &&str| {
+        line.contains(" MiB / ") && line.ends_with(" %)\n") || line.ends_with(", once...\n")
+    };
+    lines.filter(|line| !progress(line)).collect()
 }
 
 /// A container in the background that is force-deleted at the end of the test.
@@ -366,18 +370,112 @@ fn changes_over_layers_are_those_of_a_plain_file_system() {
     let (store, before) = (Store::new(), Leftovers::now());
     let mut image = Image::busybox(json!({"Env": ["PATH=/bin"], "Volumes": {"/volume": {}}}));
     image.layer(changed_tree);
-    let words = ["--rm", &image.layout(), "/bin/sh", "-c", CHANGES];
-    let outcome = store.run(&words).expect(0);
-    let text = outcome.text();
-    let lines: Vec<&str> = text.lines().collect();
-    let (facts, alike) = lines.split_at(3.min(lines.len()));
-    assert_eq!(facts, ["644 12 34 1234567890", "640 fifo", "6755 regular file"], "{text}");
-    let count = alike[0].strip_prefix("alike ").and_then(|count| count.parse().ok());
-    assert!(count.is_some_and(|count: u32| count > 60), "{text}\n{}", outcome.stderr);
-    assert_eq!(alike[1..], ["1770 56 78", "x", "seed"], "{text}");
-    assert_eq!(complaints(&outcome), "");
-    store.assert_no_containers();
+    let layout = image.layout();
+    for mode in ["share", "image"] {
+        let words = ["--rm", "--root-mode", mode, &layout, "/bin/sh", "-c", CHANGES];
+        let outcome = store.run(&words).expect(0);
+        let text = outcome.text();
+        let lines: Vec<&str> = text.lines().collect();
+        let (facts, alike) = lines.split_at(3.min(lines.len()));
+        assert_eq!(facts, ["644 12 34 1234567890", "640 fifo", "6755 regular file"], "{text}");
+        let count = alike[0].strip_prefix("alike ").and_then(|count| count.parse().ok());
+        assert!(count.is_some_and(|count: u32| count > 60), "{mode}: {text}\n{}", outcome.stderr);
+        assert_eq!(alike[1..], ["1770 56 78", "x", "seed"], "{mode}: {text}");
+        assert_eq!(complaints(&outcome), "");
+        store.assert_no_containers();
+    }
     before.assert_none();
+}
+
+/// Prints the type of the root file system.
+const ROOT_KIND: &str = "awk '$2 == \"/\" { print $3 }' /proc/mounts";
+
+#[test]
+fn root_is_an_image_unless_it_is_to_be_a_share() {
+    let (store, image) = (Store::new(), image());
+    let layout = image.layout();
+    for (mode, kind, images) in [
+        (Some("--root-mode=share"), "virtiofs", 0),
+        (None, "overlay", 1),
+        (Some("--root-mode=image"), "overlay", 1),
+    ] {
+        let words: Vec<&str> = mode.into_iter().chain(["--rm", &layout, ROOT_KIND]).collect();
+        let outcome = store.run(&words).expect(0);
+        assert_eq!((outcome.text().as_str(), store.entries("images").len()), (kind, images));
+        assert_eq!(complaints(&outcome), "");
+    }
+    store.assert_no_containers();
+}
+
+/// The same on a host without `mkfs.erofs`.
+fn without_writer(command: &Command) -> Command {
+    let hide = "mount --bind /dev/null $(command -v mkfs.erofs) && exec \"$@\"";
+    let mut hidden = Command::new("unshare");
+    hidden.args(["--mount", "sh", "-c", hide, "sh"]).arg(command.get_program());
+    hidden.args(command.get_args());
+    hidden.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    hidden
+}
+
+#[test]
+fn root_that_cannot_be_an_image_is_a_share_unless_an_image_was_asked_for() {
+    let (store, image) = (Store::new(), image());
+    let (layout, disk) = (image.layout(), tempfile::NamedTempFile::new().expect("a file"));
+    disk.as_file().set_len(1 << 20).expect("its length");
+    let disks: Vec<String> =
+        (0..16).map(|at| format!("--device={}:/dev/disk{at}:r", disk.path().display())).collect();
+    let disks: Vec<&str> = disks.iter().map(String::as_str).collect();
+    let no_writer = ["mkfs.erofs is not installed", "install erofs-utils"];
+    let no_disk = ["has 16 disks already", "leave out a disk"];
+    for (installed, flags, [cause, fix]) in [(false, &[][..], no_writer), (true, &disks, no_disk)] {
+        let launch = |debug: &[&str], mode: &[&str]| {
+            let mut command = bulkhead();
+            command.args(debug).args(["launch", "--rm", "--store"]).arg(store.0.path());
+            command.args(mode).args(flags).args([&layout, ROOT_KIND]);
+            run(&mut if installed { command } else { without_writer(&command) })
+        };
+        let outcome = launch(&[], &[]).expect(0);
+        assert_eq!((outcome.text().as_str(), complaints(&outcome).as_str()), ("virtiofs", ""));
+        let told = launch(&["--debug"], &[]).expect(0).stderr;
+        assert!(told.contains("going on without an image") && told.contains(cause), "{told}");
+        let refused = launch(&[], &["--root-mode=image"]).expect(125).stderr;
+        for word in [cause, fix, "choose --root-mode=share"] {
+            assert!(refused.contains(word), "{word}: {refused}");
+        }
+    }
+    assert_eq!(store.entries("images"), Vec::<PathBuf>::new());
+    store.assert_no_containers();
+}
+
+#[test]
+fn image_that_cannot_be_written_is_told_and_the_root_is_a_share() {
+    let (store, mut image) = (Store::new(), image());
+    // Layers keep the hole of a file, images of the root do not.
+    image.layer(|tree| {
+        let hole = fs::File::create(tree.join("hole")).expect("a file");
+        hole.set_len(256 << 20).expect("its length");
+    });
+    let (layout, bound) = (image.layout(), "--unpack-max=64m");
+    let outcome = store.run(&["--rm", bound, &layout, ROOT_KIND]).expect(0);
+    assert_eq!(outcome.text(), "virtiofs");
+    let told = complaints(&outcome);
+    assert!(told.contains("going on without") && told.contains("mkfs.erofs: signal"), "{told}");
+    let asked = store.run(&["--rm", bound, "--root-mode=image", &layout, "true"]).expect(125);
+    assert!(asked.stderr.contains("choose --root-mode=share"), "{}", asked.stderr);
+    assert_eq!(store.entries("images"), Vec::<PathBuf>::new());
+    store.assert_no_containers();
+}
+
+#[test]
+fn writes_to_an_image_root_end_at_half_of_the_memory() {
+    let (store, image) = (Store::new(), image());
+    let script = "dd if=/dev/zero of=/full bs=1M count=300 2>&1; s=$(stat -c %s /full); \
+                  test $s -gt 60000000 -a $s -lt 135000000 && rm /full && echo room > /more && \
+                  cat /more";
+    let outcome = store.run(&["--rm", "--root-mode=image", &image.layout(), script]).expect(0);
+    let text = outcome.text();
+    assert!(text.contains("No space left on device") && text.ends_with("\nroom"), "{text}");
+    store.assert_no_containers();
 }
 
 #[test]

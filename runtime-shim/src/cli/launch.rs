@@ -9,8 +9,9 @@ use clap::{ArgAction, Args};
 use super::Global;
 use crate::failure::{EXIT_LAUNCH, Failure};
 use crate::image::store::DEFAULT_PATH;
-use crate::launch::disks::{self, MountFlag, RootMode};
+use crate::launch::disks::{self, MountFlag};
 use crate::launch::network::{self, NetworkChoice, NetworkFlagError};
+use crate::launch::root::RootMode;
 use crate::launch::settings::{self, Settings};
 use crate::launch::{LaunchRequest, env, launch};
 use crate::uplink::{self, Port};
@@ -74,10 +75,12 @@ pub(super) struct LaunchArgs {
     /// Give a block device or an image file to the container as a device node.
     #[arg(long, value_name = "HOST[:GUEST[:rwm]]")]
     device: Vec<String>,
-    /// Root file system: a directory of the host that the guest shares, or a read-only image
-    /// that all containers of IMAGE share, with the guest's memory for what they write.
-    #[arg(long, value_name = "share|image", default_value = "share")]
-    root_mode: RootMode,
+    /// Root file system. image: a disk that all containers of IMAGE read, with half of the guest's
+    /// memory for what each writes. share: a directory of the host, slower to read, with the
+    /// store's disk for what each writes [default: image, and share where mkfs.erofs is missing or
+    /// the container can have no such disk].
+    #[arg(long, value_name = "share|image")]
+    root_mode: Option<RootMode>,
     /// Memory of the container.
     #[arg(short, long, value_name = "SIZE", value_parser = settings::memory)]
     memory: Option<u64>,

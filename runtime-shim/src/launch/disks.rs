@@ -1,4 +1,4 @@
-//! Disks of a container that the flags name, and the root file system as an image.
+//! Disks of a container: those that the flags name, and the image of the root file system.
 //!
 //! ```text
 //! --device HOST[:GUEST[:rwm]]                            a block device or an image file as a node
@@ -9,7 +9,6 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -22,28 +21,6 @@ use crate::failure::{EXIT_LAUNCH, Explain};
 
 /// Annotation of the root's image.
 const ROOT: &str = "io.bulkhead.root";
-
-/// Where the root file system of a container is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RootMode {
-    /// A directory of the host that the guest shares.
-    Share,
-    /// A read-only image that all containers of the image share, with memory of the guest for
-    /// what the container writes.
-    Image,
-}
-
-impl FromStr for RootMode {
-    type Err = SettingError;
-
-    fn from_str(text: &str) -> Result<Self, SettingError> {
-        match text {
-            "share" => Ok(Self::Share),
-            "image" => Ok(Self::Image),
-            _ => Err(SettingError::RootMode(text.to_owned())),
-        }
-    }
-}
 
 /// One `--device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,18 +144,9 @@ pub fn mount(text: &str, directory: &Path) -> Result<MountFlag, SettingError> {
     }
 }
 
-/// Puts the disks of the flags into the specification, and `root_image` if there is one: what
-/// the container's own directory holds then lies over it.
-pub fn apply(
-    spec: &mut Spec,
-    settings: &Settings,
-    root_image: Option<&Path>,
-) -> Result<(), DiskFlagError> {
+/// Puts the disks of the flags into the specification.
+pub fn apply(spec: &mut Spec, settings: &Settings) -> Result<(), DiskFlagError> {
     let mut annotations = spec.annotations().clone().unwrap_or_default();
-    if let Some(image) = root_image {
-        let image = plain(image)?;
-        annotations.insert(ROOT.to_owned(), format!("{image}:ro,type=erofs,overlay,layer"));
-    }
     let mut disks: Vec<String> = Vec::new();
     for mount in &settings.images {
         let access = if mount.read_only { ":ro" } else { "" };
@@ -205,10 +173,11 @@ pub fn apply(
     Ok(())
 }
 
-/// Whether the caller has chosen a root file system by label.
-pub fn has_own_root(settings: &Settings) -> bool {
-    let mut labels = settings.labels.iter().filter_map(|label| label.split_once('='));
-    labels.any(|(name, _)| name == ROOT)
+/// Makes `image` the root file system: what the container's own directory holds lies over it.
+pub fn set_root(spec: &mut Spec, image: &Path) -> Result<(), DiskFlagError> {
+    let text = format!("{}:ro,type=erofs,overlay,layer", plain(image)?);
+    spec.annotations_mut().get_or_insert_default().insert(ROOT.to_owned(), text);
+    Ok(())
 }
 
 fn plain(path: &Path) -> Result<&str, DiskFlagError> {
@@ -314,7 +283,8 @@ mod tests {
             ..Settings::default()
         };
         let mut spec = Spec::default();
-        apply(&mut spec, &settings, Some(Path::new("/store/images/k"))).unwrap();
+        apply(&mut spec, &settings).unwrap();
+        set_root(&mut spec, Path::new("/store/images/k")).unwrap();
         let annotations = spec.annotations().clone().unwrap();
         assert_eq!(annotations[ROOT], "/store/images/k:ro,type=erofs,overlay,layer");
         assert_eq!(annotations["io.bulkhead.block.disk-0"], "/a.img:ro,mount=/data");
@@ -322,9 +292,9 @@ mod tests {
         assert_eq!(annotations["io.bulkhead.block.disk-1"], node);
         let null = Device { source: "/dev/null".into(), node: "/n".into(), access: "r".into() };
         let settings = Settings { devices: vec![null], ..Settings::default() };
-        let refused = apply(&mut spec, &settings, None).unwrap_err();
+        let refused = apply(&mut spec, &settings).unwrap_err();
         assert!(matches!(refused, DiskFlagError::Kind(_)));
-        let refused = apply(&mut spec, &Settings::default(), Some(Path::new("/a,b")));
+        let refused = set_root(&mut spec, Path::new("/a,b"));
         assert!(matches!(refused, Err(DiskFlagError::Comma(_))));
     }
 }

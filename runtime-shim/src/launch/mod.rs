@@ -7,6 +7,7 @@ pub mod disks;
 pub mod env;
 pub mod network;
 pub mod progress;
+pub mod root;
 pub mod settings;
 pub mod spec;
 pub mod streams;
@@ -20,8 +21,8 @@ use bulkhead_protocol::id::ContainerId;
 use oci_spec::runtime::Spec;
 use thiserror::Error;
 
-use self::disks::RootMode;
-use self::progress::{Announcement, StderrProgress};
+use self::progress::StderrProgress;
+use self::root::RootMode;
 use self::settings::Settings;
 use self::spec::{Accounts, Plan};
 use crate::failure::{EXIT_FAILURE, EXIT_LAUNCH, Explain, Failure};
@@ -54,8 +55,8 @@ pub struct LaunchRequest {
     pub store: PathBuf,
     /// Most bytes of the image when unpacked.
     pub unpack_max: u64,
-    /// Where the root file system is.
-    pub root_mode: RootMode,
+    /// Where the root file system is; where it can best be if not said.
+    pub root_mode: Option<RootMode>,
     /// Directory of the containers' state.
     pub state_root: PathBuf,
     /// `--systemd-cgroup`, which is refused where the cgroup is planned.
@@ -142,10 +143,15 @@ fn prepare_and_run(request: LaunchRequest) -> Result<u8, Failure> {
     let claim = store.claim_container(&id, &state)?;
     let root = overlay::mount_root(&store, &claim, &image)?;
     let mut spec = prepare_root(&Rootfs::new(&root), &plan, &id, &claim)?;
-    let root_image = root_image(&store, &image, &request)?;
-    disks::apply(&mut spec, &request.settings, root_image.as_deref())?;
-    // Over an image lies what was just prepared, without the layers below.
-    let root = if root_image.is_some() { claim.own_layer()? } else { root };
+    disks::apply(&mut spec, &request.settings)?;
+    let root = match root::image(&store, &image, &request, &spec)? {
+        Some(image) => {
+            disks::set_root(&mut spec, &image)?;
+            // Over an image lies what was just prepared, without the layers below.
+            claim.own_layer()?
+        }
+        None => root,
+    };
     let uplink = prepare_network(&request, &claim, &plan.hostname(&id))?;
     let sandbox = SandboxRequest {
         options: SandboxOptions {
@@ -203,21 +209,6 @@ fn unpack(store: &Store, image: &Image, unpack_max: u64) -> Result<(), Failure> 
     let result = store.unpack_image(image, unpack_max, &progress);
     progress.finish();
     Ok(result?)
-}
-
-/// The image of the root file system, if it is to be one.
-fn root_image(
-    store: &Store,
-    image: &Image,
-    request: &LaunchRequest,
-) -> Result<Option<PathBuf>, Failure> {
-    if request.root_mode == RootMode::Share || disks::has_own_root(&request.settings) {
-        return Ok(None);
-    }
-    let progress = Announcement::new("making an image of the root file system, once");
-    let path = store.root_image(image, request.unpack_max, || progress.begin());
-    progress.finish();
-    Ok(Some(path?))
 }
 
 /// Makes what the container needs in its root and on the host, and its specification.

@@ -297,7 +297,7 @@ fn request(image: &str, store: &Path) -> LaunchRequest {
         interactive: false,
         remove: true,
         store: store.to_owned(),
-        root_mode: RootMode::Share,
+        root_mode: Some(RootMode::Share),
         unpack_max: 1 << 20,
         state_root: store.join("state"),
         systemd_cgroup: false,

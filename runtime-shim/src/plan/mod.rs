@@ -27,6 +27,7 @@ mod policy;
 mod process;
 mod rates;
 mod resources;
+mod root_image;
 #[cfg(test)]
 mod tests;
 mod tuned;
@@ -51,6 +52,7 @@ pub use net_limits::{NetLimit, NetLimits};
 pub use policy::{POLICY_FILE, Policy, PolicyError, RawPolicy};
 pub use process::plan_process;
 pub use resources::{ResourcePlan, dropped, plan_resources};
+pub use root_image::{RootObstacle, root_obstacle};
 
 /// Everything that is needed to boot one sandbox.
 #[derive(Debug, Clone)]
