@@ -220,7 +220,9 @@ fn plan_in(
     let (vcpus, mem_mib) = size(&tuned, &planned, &resources, policy)?;
     let named = spec.hostname().is_some() || spec.domainname().is_some();
     let network = namespaces::plan(&mut linux, named, membership)?;
-    let mut mounts = mounts::plan(bundle, spec.mounts().as_deref().unwrap_or_default())?;
+    let list = spec.mounts().as_deref().unwrap_or_default();
+    let may_mount = spec.process().as_ref().is_some_and(process::may_mount);
+    let mut mounts = mounts::plan(bundle, list, may_mount, &mut notes)?;
     let mut disks = disks::plan(bundle, &annotations, &mut linux, &mut mounts)?;
     policy.limit_disks(&mut disks)?;
     devices::check(linux.devices().as_deref().unwrap_or_default())?;

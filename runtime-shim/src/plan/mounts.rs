@@ -12,7 +12,7 @@ use bulkhead_protocol::limits::SHARES_MAX;
 use oci_spec::runtime::Mount;
 
 use super::disks::{self, DiskPlan};
-use super::{MountPoint, MountPointKind, PlanError, SharePlan, check_path, guest_path};
+use super::{MountPoint, MountPointKind, Notes, PlanError, SharePlan, check_path, guest_path};
 
 pub use id_map::{IdMap, IdRange};
 pub use options::MOUNT_OPTIONS;
@@ -54,14 +54,22 @@ enum Kind {
     Disk,
 }
 
-/// Plans every mount. Relative sources start at `bundle`.
-pub(super) fn plan(bundle: &Path, mounts: &[Mount]) -> Result<MountPlan, PlanError> {
+/// Plans every mount. Relative sources start at `bundle`; `may_mount` says whether the container
+/// can make mounts of its own.
+pub(super) fn plan(
+    bundle: &Path,
+    mounts: &[Mount],
+    may_mount: bool,
+    notes: &mut Notes,
+) -> Result<MountPlan, PlanError> {
     let mut plan = MountPlan::default();
     for (i, mount) in mounts.iter().enumerate() {
         let field = format!("mounts[{i}]");
         check_destination(&field, mount.destination())?;
         let kind = kind(&field, mount)?;
-        check_options(&field, mount, kind)?;
+        check_options(&field, mount, kind, may_mount)?;
+        let shared = of(mount).any(|option| option == "shared");
+        notes.dropped(shared, "mounts[].options", "the container makes no mount to share");
         let under_another = mounts[..i].iter().any(|m| {
             m.destination() != mount.destination()
                 && mount.destination().starts_with(m.destination())

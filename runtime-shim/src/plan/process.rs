@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Capability, Process};
 
 use super::{Notes, PlanError};
 
@@ -72,6 +72,13 @@ pub fn plan_process(mut process: Process) -> Result<Process, PlanError> {
     terminal(&process)?;
     drop_meaningless(&mut process, &mut Notes::default());
     Ok(process)
+}
+
+/// Whether the process, or one that it starts, could mount something.
+pub(super) fn may_mount(process: &Process) -> bool {
+    let Some(capabilities) = process.capabilities() else { return true };
+    let sets = [capabilities.bounding(), capabilities.permitted(), capabilities.effective()];
+    sets.into_iter().flatten().any(|set| set.contains(&Capability::SysAdmin))
 }
 
 /// Takes out what the guest kernel has no notion of.

@@ -427,6 +427,22 @@ fn annotations_of_bulkhead_win_over_resources_and_stay_on_the_host() {
 }
 
 #[test]
+fn shared_mount_of_a_container_that_cannot_mount_is_private() {
+    let mut config = base();
+    let options = json!(["bind", "rw", "shared"]);
+    config["mounts"] = json!([{"destination": "/a", "source": "/x", "options": options}]);
+    for capability in ["CAP_SYS_ADMIN", "CAP_CHOWN"] {
+        config["process"]["capabilities"] = json!({"bounding": [capability]});
+        let plan = run(config.clone());
+        assert_eq!(plan.is_ok(), capability == "CAP_CHOWN", "{capability}");
+        if let Ok(plan) = plan {
+            let mounts = plan.guest_spec.mounts().as_deref().unwrap();
+            assert_eq!(mounts[0].options().as_deref().unwrap(), ["bind", "rw"]);
+        }
+    }
+}
+
+#[test]
 fn field_without_meaning_is_dropped_with_a_note() {
     let table = [
         ("/process/apparmorProfile", json!("docker-default"), "process.apparmorProfile"),

@@ -40,6 +40,12 @@ pub(super) const ROWS: &[Row] = &[
         ),
     ),
     (
+        "mounts[].options: shared without CAP_SYS_ADMIN",
+        Meaningless(
+            r#"{"process": {"capabilities": {}}, "mounts": [{"destination": "/a", "source": "/x", "options": ["bind", "shared"]}]}"#,
+        ),
+    ),
+    (
         "mounts[].options: shared, rshared, slave, rslave",
         Refused(
             r#"{"mounts": [{"destination": "/a", "source": "/x", "options": ["rbind", "rslave"]}]}"#,

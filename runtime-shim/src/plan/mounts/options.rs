@@ -69,28 +69,34 @@ pub(in crate::plan) fn is_read_only(mount: &Mount) -> bool {
     })
 }
 
-/// `options` as the agent takes them: without what the host does, and with the one spelling that
+/// `options` as the agent takes them: without what the host does or nobody can see, and with the one spelling that
 /// it knows of following symbolic links. A mount has no other below it when it is made, so that
 /// the recursive form is the same.
 pub(in crate::plan) fn for_the_agent<'a>(options: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let translated = options.filter(|option| !matches!(*option, "idmap" | "ridmap")).map(
-        |option| match option {
-            "nosymfollow" => "rnosymfollow",
-            "symfollow" => "rsymfollow",
-            option => option,
-        },
-    );
+    let dropped = |option: &str| matches!(option, "idmap" | "ridmap" | "shared");
+    let translated = options.filter(|option| !dropped(option)).map(|option| match option {
+        "nosymfollow" => "rnosymfollow",
+        "symfollow" => "rsymfollow",
+        option => option,
+    });
     translated.map(str::to_owned).collect()
 }
 
-/// Refuses options that would be ignored or fail later.
-pub(super) fn check_options(field: &str, mount: &Mount, kind: Kind) -> Result<(), PlanError> {
+/// Refuses options that would be ignored or fail later. A container that makes no mounts has none
+/// to share: Buildah gives `shared` to each of its caches.
+pub(super) fn check_options(
+    field: &str,
+    mount: &Mount,
+    kind: Kind,
+    may_mount: bool,
+) -> Result<(), PlanError> {
     for option in of(mount) {
         if option.contains('\0') {
             let field = format!("{field}.options");
             return Err(PlanError::invalid(field, option, "an option has no NUL byte"));
         }
-        if let Some(reason) = refusal(option, kind) {
+        let harmless = option == "shared" && !may_mount;
+        if let Some(reason) = refusal(option, kind).filter(|_| !harmless) {
             return Err(PlanError::refused(format!("{field}.options ({option})"), reason));
         }
     }
