@@ -1,4 +1,4 @@
-//! Podman with `bulkhead` as its runtime, CNI for networks, and storage of its own.
+//! Podman and Buildah with `bulkhead` as their runtime, CNI for networks, and storage of their own.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,7 +6,12 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::bundle::busybox_root;
+use crate::image::tar;
 use crate::process::{Outcome, run, runtime_script};
+
+/// The image of the container that each pod has before all others.
+pub const INFRA: &str = "localhost/infra";
 
 /// A Podman whose storage is removed when this is dropped.
 pub struct Podman {
@@ -24,23 +29,56 @@ impl Podman {
             "[network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [\"/usr/lib/cni\"]\n\
              network_config_dir = {networks:?}\n\
              [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
-             runtime = \"bulkhead\"\n[engine.runtimes]\nbulkhead = [{runtime:?}]\n",
+             runtime = \"bulkhead\"\ninfra_image = {INFRA:?}\n[engine.runtimes]\nbulkhead = [{runtime:?}]\n",
             networks = podman.path("networks"),
         );
         fs::write(podman.path("containers.conf"), config).expect("the configuration");
+        // These stay, whichever container is the first to be run.
+        fs::create_dir_all("/sys/fs/cgroup/libpod_parent/conmon").expect("cgroups");
         podman
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
     }
 
     /// `podman WORDS...`.
     pub fn run(&self, words: &[&str]) -> Outcome {
-        let mut podman = Command::new("podman");
-        podman.env("CONTAINERS_CONF", self.path("containers.conf"));
-        podman.arg("--root").arg(self.path("root")).arg("--runroot").arg(self.path("run"));
-        run(podman.args(["--storage-driver", "vfs"]).args(words))
+        run(&mut self.command(words))
+    }
+
+    /// The same, not yet run.
+    pub fn command(&self, words: &[&str]) -> Command {
+        self.on_storage("podman", words)
+    }
+
+    /// `buildah WORDS...`, which takes the runtime as one of them.
+    pub fn buildah(&self, words: &[&str]) -> Command {
+        self.on_storage("buildah", words)
+    }
+
+    /// The program that calls the `bulkhead` under test.
+    pub fn runtime(&self) -> PathBuf {
+        self.path("runtime")
+    }
+
+    /// Makes an image of a busybox root, whose containers run `command` unless told otherwise.
+    #[track_caller]
+    pub fn import_busybox(&self, name: &str, command: &str) {
+        let (root, archive) = (self.path("busybox"), self.path("busybox.tar"));
+        busybox_root(&root);
+        fs::write(&archive, tar(&root)).expect("an archive");
+        let command = format!("CMD {command}");
+        let changes = ["--change", "ENV PATH=/bin", "--change", &command];
+        run(self.command(&["import"]).args(changes).arg(archive).arg(name)).expect(0);
+    }
+
+    fn on_storage(&self, program: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.env("CONTAINERS_CONF", self.path("containers.conf"));
+        command.arg("--root").arg(self.path("root")).arg("--runroot").arg(self.path("run"));
+        command.args(["--storage-driver", "vfs"]).args(words);
+        command
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 }
 

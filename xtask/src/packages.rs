@@ -70,6 +70,7 @@ pub const TESTS: Group = Group {
         "passt",
         "containernetworking-plugins",
         "podman",
+        "buildah",
     ],
 };
 

@@ -133,6 +133,11 @@ const SUITES: &[Suite] = &[
         about: "containerd's ctr and the shim of runc with bulkhead as its runtime",
     },
     Suite {
+        name: "buildah",
+        kind: Kind::Guests { weight: 3 },
+        about: "images that Buildah builds with each command in a microVM",
+    },
+    Suite {
         name: "failures",
         kind: Kind::Guests { weight: 2 },
         about: "every failure: one line, the right code, nothing left",
