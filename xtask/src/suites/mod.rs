@@ -138,6 +138,11 @@ const SUITES: &[Suite] = &[
         about: "images that Buildah builds with each command in a microVM",
     },
     Suite {
+        name: "nested",
+        kind: Kind::Guests { weight: 2 },
+        about: "containers of Podman inside a container",
+    },
+    Suite {
         name: "failures",
         kind: Kind::Guests { weight: 2 },
         about: "every failure: one line, the right code, nothing left",
