@@ -1,11 +1,13 @@
 //! Everything that can go wrong at a start: one line that names phase, cause and fix, the right
 //! exit code, in seconds, and nothing left behind.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use bulkhead_tests::{Bundle, Leftovers, Outcome, bulkhead, run, unique_id};
+use bulkhead_tests::{Bundle, Created, Leftovers, Outcome, bulkhead, run, unique_id};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -84,6 +86,78 @@ fn invalid_id() {
         let outcome = run(bulkhead().args(["run", "--bundle"]).arg(bundle.path()).arg(id));
         assert_explains(&outcome.expect(1), &["id"]);
     }
+}
+
+#[test]
+fn state_directory_that_others_can_write() {
+    let root = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(root.path(), Permissions::from_mode(0o777)).expect("a mode");
+    let bundle = Bundle::new(&["/bin/true"]);
+    let mut command = bulkhead();
+    command.arg("--root").arg(root.path());
+    fails(&mut command, bundle.path(), 1, &["state directory", "mode 777", "chmod go-w"]);
+    let outcome = run(bulkhead().arg("--root").arg(root.path()).args(["delete", "--force", "x"]));
+    assert_explains(&outcome.expect(1), &["state directory", "mode 777"]);
+}
+
+#[test]
+fn console_socket_that_has_gone() {
+    let before = Leftovers::now();
+    let mut bundle = Bundle::new(&["/bin/true"]);
+    bundle.edit(|config| config["process"]["terminal"] = json!(true));
+    let socket = bundle.path().join("console");
+    // The file stays, as after a caller that was killed.
+    drop(UnixListener::bind(&socket).expect("a socket"));
+    let mut create = bulkhead();
+    create.args(["create", "--bundle"]).arg(bundle.path()).arg("--console-socket").arg(&socket);
+    let outcome = run(create.arg(unique_id("fail")));
+    assert_explains(&outcome.expect(1), &["console socket", "Connection refused"]);
+    before.assert_none();
+}
+
+#[test]
+fn two_creates_of_one_id_at_once() {
+    let before = Leftovers::now();
+    let bundle = Bundle::new(&["/bin/true"]);
+    let id = unique_id("twice");
+    let spawned = [(); 2].map(|()| {
+        let mut create = bulkhead();
+        create.args(["create", "--bundle"]).arg(bundle.path()).arg(&id).stdin(Stdio::null());
+        // The supervisor of the one that succeeds keeps what it inherits.
+        let errors = tempfile::NamedTempFile::new().expect("a file");
+        create.stdout(Stdio::null()).stderr(errors.reopen().expect("the file"));
+        (create.spawn().expect("bulkhead starts"), errors)
+    });
+    let mut outcomes = spawned.map(|(mut child, errors)| {
+        let code = child.wait().expect("waiting").code();
+        (code, fs::read_to_string(errors.path()).expect("the file"))
+    });
+    outcomes.sort();
+    let [(won, _), (lost, said)] = &outcomes;
+    assert_eq!((*won, *lost), (Some(0), Some(1)), "{outcomes:?}");
+    assert!(said.contains("container with given ID already exists"), "{said}");
+    run(bulkhead().args(["start", &id])).expect(0);
+    run(bulkhead().args(["delete", "--force", &id])).expect(0);
+    before.assert_none();
+}
+
+#[test]
+fn bundle_that_is_replaced_between_create_and_start() {
+    let before = Leftovers::now();
+    let bundle = Bundle::new(&["/bin/cat", "/word"]);
+    fs::write(bundle.root("word"), "as created\n").expect("a file");
+    let other = Bundle::new(&["/bin/true"]);
+    let (place, moved) = (bundle.root(""), bundle.path().join("moved"));
+    let container = Created::new(unique_id("replaced"), bundle);
+    fs::rename(&place, moved).expect("moving the root");
+    fs::rename(other.root(""), &place).expect("another root in its place");
+    fs::write(place.join("word"), "as replaced\n").expect("a file");
+    fs::write(container.bundle.path().join("config.json"), "{}").expect("another configuration");
+    container.start();
+    assert_eq!(container.wait(), 0);
+    assert_eq!(container.prints("\n"), "as created\n");
+    container.delete().expect(0);
+    before.assert_none();
 }
 
 #[test]

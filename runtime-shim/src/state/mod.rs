@@ -6,6 +6,9 @@
 //! supervisor ends, so whether a container is alive is never a guess from a pid.
 //!
 //! Trust: the directories belong to the user who runs bulkhead, and nobody else can enter them.
+//!
+//! The attack: a record made by somebody else, which names processes to kill, cgroups to remove and
+//! programs to run as poststop hooks. So a state directory that others can write is not used.
 
 mod record;
 mod remove;
@@ -41,6 +44,19 @@ pub enum StateError {
     /// The directory of all containers.
     #[error("state directory {0}")]
     Root(PathBuf, #[source] io::Error),
+    /// Somebody else can have written what is in it.
+    #[error(
+        "state directory {path} belongs to user {uid} with mode {mode:o}, and others than the user \
+         of bulkhead could change it"
+    )]
+    Foreign {
+        /// The directory of all containers.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// The id is taken; runc's words.
     #[error("container with given ID already exists: {0}")]
     Exists(ContainerId),
@@ -113,6 +129,9 @@ impl Explain for StateError {
             Self::Absent(_) => "`bulkhead list` shows those that do, under the same --root".into(),
             Self::NotStopped { id, .. } => format!("`bulkhead kill {id} KILL`, or delete --force"),
             Self::Root(..) => "give a directory that can be written with --root".into(),
+            Self::Foreign { path, .. } => {
+                format!("give another with --root, or chmod go-w {}", path.display())
+            }
             Self::Read { id, .. } => format!("`bulkhead delete --force {id}` removes it"),
             Self::Write(..) => "is the file system of --root full?".into(),
             _ => String::new(),

@@ -71,7 +71,7 @@ fn end(store: &Store, mut view: View, force: bool) -> Result<(), StateError> {
     if view.record.uplink.is_some() {
         uplink::collect().map_err(|e| StateError::Uplink(id.clone(), e))?;
     }
-    let root = store.open_root().map_err(|e| StateError::Root(store.root.clone(), e.into()))?;
+    let root = store.open_root()?;
     if !view.is_current(&root) {
         return Ok(());
     }
@@ -98,8 +98,8 @@ fn release(store: &Store, id: &ContainerId, sandbox: &ContainerId) -> Result<(),
 
 /// Removes a container whose record cannot be read, unless it lives: then `error` stands.
 fn remove_unreadable(store: &Store, id: &ContainerId, error: StateError) -> Result<(), StateError> {
-    let opened = store.open_root().and_then(|root| Ok((open_dir(&root, id.as_str())?, root)));
-    let Ok((dir, root)) = opened else {
+    let root = store.open_root()?;
+    let Ok(dir) = open_dir(&root, id.as_str()) else {
         return Err(error);
     };
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
@@ -117,7 +117,7 @@ impl ContainerDir {
         record: &Record,
         runner: Option<&Runner>,
     ) -> Result<(), StateError> {
-        let root = store.open_root().map_err(|e| StateError::Root(store.root.clone(), e.into()))?;
+        let root = store.open_root()?;
         // Its processes have ended, and the caller itself has left it.
         remove_cgroup(record, false)?;
         remove_scratch(record)?;

@@ -91,20 +91,25 @@ impl Store {
 
     /// The container `id`.
     pub fn view(&self, id: &ContainerId) -> Result<View, StateError> {
-        let absent = |_| StateError::Absent(id.clone());
-        let root = self.open_root().map_err(absent)?;
-        let dir = open_dir(&root, id.as_str()).map_err(absent)?;
+        let root = self.open_root().map_err(|error| match error {
+            StateError::Root(..) => StateError::Absent(id.clone()),
+            other => other,
+        })?;
+        let dir = open_dir(&root, id.as_str()).map_err(|_| StateError::Absent(id.clone()))?;
         View::read(id, dir)
     }
 
     /// Every container, by id, or why it cannot be read. One that is deleted meanwhile is left
     /// out.
     pub fn list(&self) -> Result<Vec<Result<View, StateError>>, StateError> {
-        let entries = match std::fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-            Err(e) => return Err(StateError::Root(self.root.clone(), e)),
-        };
+        match self.open_root() {
+            Err(StateError::Root(_, e)) if e.kind() == io::ErrorKind::NotFound => {
+                return Ok(vec![]);
+            }
+            opened => drop(opened?),
+        }
+        let entries = std::fs::read_dir(&self.root);
+        let entries = entries.map_err(|e| StateError::Root(self.root.clone(), e))?;
         let mut ids: Vec<ContainerId> = entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok()?.parse().ok())
@@ -115,13 +120,22 @@ impl Store {
     }
 
     fn make_root(&self) -> Result<OwnedFd, StateError> {
-        let failed = |e| StateError::Root(self.root.clone(), e);
-        std::fs::create_dir_all(&self.root).map_err(failed)?;
-        self.open_root().map_err(|e| failed(e.into()))
+        std::fs::create_dir_all(&self.root).map_err(|e| StateError::Root(self.root.clone(), e))?;
+        self.open_root()
     }
 
-    pub(super) fn open_root(&self) -> rustix::io::Result<OwnedFd> {
-        open_dir(rustix::fs::CWD, &self.root)
+    /// Opens the directory, which nobody but root and the user of this process can write.
+    pub(super) fn open_root(&self) -> Result<OwnedFd, StateError> {
+        let failed = |e: Errno| StateError::Root(self.root.clone(), e.into());
+        let root = open_dir(rustix::fs::CWD, &self.root).map_err(failed)?;
+        let found = rustix::fs::fstat(&root).map_err(failed)?;
+        let mode = Mode::from_raw_mode(found.st_mode);
+        let own = [0, rustix::process::geteuid().as_raw()].contains(&found.st_uid);
+        if own && !mode.intersects(Mode::WGRP | Mode::WOTH) {
+            return Ok(root);
+        }
+        let path = self.root.clone();
+        Err(StateError::Foreign { path, uid: found.st_uid, mode: mode.bits() })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Claims, races, liveness and removal.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -67,6 +69,32 @@ fn claimed_id_is_alive_until_its_lock_goes() {
 #[track_caller]
 fn await_stop(store: &Store, id: &ContainerId) {
     eventually(|| (store.view(id).unwrap().status() == Status::Stopped).then_some(()));
+}
+
+#[test]
+fn directory_that_others_can_write_is_not_used() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::new(root.path());
+    let dir = claim(&store, "a").unwrap();
+    let victim = dir.id.clone();
+    drop(dir);
+    for mode in [0o770, 0o1777] {
+        std::fs::set_permissions(root.path(), Permissions::from_mode(mode)).unwrap();
+        for refused in [
+            claim(&store, "b").map(drop),
+            store.view(&victim).map(drop),
+            store.list().map(drop),
+            delete(&store, &victim, true),
+        ] {
+            let Err(StateError::Foreign { mode: found, .. }) = refused else {
+                panic!("{mode:o}: {refused:?}");
+            };
+            assert_eq!(found, mode);
+        }
+    }
+    std::fs::set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(names(root.path()), ["a"]);
+    await_stop(&store, &victim);
 }
 
 #[test]
