@@ -1,13 +1,18 @@
 //! `process`: applied by the agent as it is, once it is known that the kernel can take it.
 
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use oci_spec::runtime::{Capability, Process};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
 
 use super::{Notes, PlanError};
 
 /// Largest terminal that the kernel can hold in a `winsize`.
 const CONSOLE_MAX: u64 = u16::MAX as u64;
+
+/// What the kernel takes as `oom_score_adj`.
+const OOM_SCORES: RangeInclusive<i32> = -1000..=1000;
 
 /// Checks a process, of a container or of `exec`.
 pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
@@ -20,9 +25,16 @@ pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
     }
     check_environment("process.env", process.env().as_deref().unwrap_or_default())?;
     check_cwd(process.cwd())?;
+    if let Some(capabilities) = process.capabilities() {
+        check_capabilities(capabilities)?;
+    }
     if let Some(umask) = process.user().umask().filter(|umask| *umask > 0o777) {
         let reason = "permission bits up to 511 (0777) are wanted";
         return Err(PlanError::invalid("process.user.umask", umask, reason));
+    }
+    if let Some(score) = process.oom_score_adj().filter(|score| !OOM_SCORES.contains(score)) {
+        let reason = "-1000 to 1000 is wanted";
+        return Err(PlanError::invalid("process.oomScoreAdj", score, reason));
     }
     if process.command_line().is_some() {
         return Err(PlanError::refused("process.commandLine", "a field of Windows"));
@@ -34,6 +46,21 @@ pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
         ));
     }
     Ok(())
+}
+
+/// What is effective must be permitted (capabilities(7)): the kernel would say so once the container
+/// is started, and not for which capability.
+fn check_capabilities(sets: &LinuxCapabilities) -> Result<(), PlanError> {
+    let permitted = sets.permitted().as_ref();
+    let effective = sets.effective().iter().flatten();
+    let missing = effective.filter(|one| permitted.is_none_or(|all| !all.contains(one)));
+    match missing.map(ToString::to_string).min() {
+        None => Ok(()),
+        Some(name) => {
+            let (field, value) = ("process.capabilities.effective", format!("CAP_{name}"));
+            Err(PlanError::invalid(field, value, "it must be in permitted as well"))
+        }
+    }
 }
 
 /// Checks the environment in `field`.
@@ -81,7 +108,8 @@ pub(super) fn may_mount(process: &Process) -> bool {
     sets.into_iter().flatten().any(|set| set.contains(&Capability::SysAdmin))
 }
 
-/// Takes out what the guest kernel has no notion of.
+/// Takes out what the guest kernel has no notion of, and groups that are named before: the kernel
+/// would keep both, and runc gives each once.
 pub(super) fn drop_meaningless(process: &mut Process, notes: &mut Notes) {
     let filled = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
     notes.dropped(
@@ -99,6 +127,10 @@ pub(super) fn drop_meaningless(process: &mut Process, notes: &mut Notes) {
     let username = filled(process.user().username());
     notes.dropped(username, "process.user.username", "a field of Windows");
     process.user_mut().set_username(None);
+    if let Some(groups) = process.user_mut().additional_gids_mut() {
+        let mut seen = BTreeSet::new();
+        groups.retain(|group| seen.insert(*group));
+    }
 }
 
 /// Whether there is a terminal, and its rows and columns.

@@ -57,6 +57,13 @@ fn default_spec_becomes_a_plan_of_guest_paths() {
 }
 
 #[test]
+fn group_named_twice_is_given_once() {
+    let plan = with("/process/user/additionalGids", json!([7, 5, 7])).unwrap();
+    let guest = serde_json::to_value(&plan.guest_spec).unwrap();
+    assert_eq!(guest["process"]["user"]["additionalGids"], json!([7, 5]));
+}
+
+#[test]
 fn field_that_cannot_be_had_is_refused_by_name() {
     let ns = "/linux/namespaces/0";
     let mount = |m: Value| ("/mounts/0", m);
@@ -64,6 +71,14 @@ fn field_that_cannot_be_had_is_refused_by_name() {
         ("/ociVersion", json!(""), "ociVersion"),
         ("/ociVersion", json!("2.0.0"), "ociVersion"),
         ("/ociVersion", json!("1.0 x"), "ociVersion"),
+        (
+            "/process/capabilities",
+            json!({"effective": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL"]}),
+            "process.capabilities.effective",
+        ),
+        ("/process/capabilities", json!({"effective": ["CAP_KILL"]}), "process.capabilities"),
+        ("/process/oomScoreAdj", json!(1001), "process.oomScoreAdj"),
+        ("/process/oomScoreAdj", json!(-1001), "process.oomScoreAdj"),
         ("/root", Value::Null, "root"),
         ("/root/path", json!(""), "root.path"),
         ("/process", Value::Null, "process"),
