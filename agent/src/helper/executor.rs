@@ -79,7 +79,7 @@ impl StepError {
         match self {
             Self::Program(error) => error.kind(),
             Self::Exec { errno, .. } if *errno == Errno::NOENT => FailureKind::ProgramMissing,
-            Self::Exec { .. } => FailureKind::ProgramDenied,
+            Self::Exec { errno: Errno::ACCESS | Errno::PERM, .. } => FailureKind::ProgramDenied,
             Self::Cwd { .. } | Self::CwdOutside(_) => FailureKind::InvalidSpec,
             _ => FailureKind::Step,
         }
