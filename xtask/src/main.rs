@@ -50,7 +50,7 @@ enum Task {
         /// Print the names of the suites
         #[arg(long)]
         list: bool,
-        /// Long forms: a thousand kills, a GiB each way through a network
+        /// Long forms: a thousand kills, a GiB each way through a network, every variation
         #[arg(long)]
         full: bool,
     },

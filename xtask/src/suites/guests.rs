@@ -130,6 +130,9 @@ fn start(group: &Group, full: bool, variables: &Variables, log: &std::path::Path
         let path = format!("{path}:{}:{}", programs.display(), servers.display());
         command.env("PATH", path);
     }
+    if full {
+        command.env("BULKHEAD_DIFFERENTIAL_FULL", "1");
+    }
     if full && std::env::var_os("BULKHEAD_NET_MIB").is_none() {
         command.env("BULKHEAD_NET_MIB", NET_MIB_FULL);
     }

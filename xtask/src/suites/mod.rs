@@ -69,8 +69,8 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "differential",
-        kind: Kind::Guests { weight: 2 },
-        about: "the same bundles under runc",
+        kind: Kind::Guests { weight: 5 },
+        about: "variations of config.json, under runc or crun and here",
     },
     Suite {
         name: "launch",
