@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{directory, measure};
+use super::{Clock, directory, measure};
 use crate::archive::Archive;
 use crate::{checkout, dist, packages, process};
 
@@ -19,7 +19,7 @@ pub fn boot(rounds: u32) -> Result<u8> {
     dist::everything()?;
     let dir = directory()?;
     guests(&dir)?;
-    measure(PROGRAM, &[], &dir.join("boot.json"), rounds)
+    measure(PROGRAM, &[], &dir.join("boot.json"), rounds, Clock::Instructions)
 }
 
 /// Assemble the bare guests into `dir`: `tiny`, and `init.img` for the guest kernel.

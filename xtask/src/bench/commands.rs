@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{directory, measure};
+use super::{Clock, directory, measure};
 use crate::{dist, packages};
 
 /// The measuring program.
@@ -12,5 +12,5 @@ const PROGRAM: &str = "bench-commands";
 pub fn commands(rounds: u32) -> Result<u8> {
     packages::ensure(&[&packages::HOST, &packages::TESTS])?;
     dist::everything()?;
-    measure(PROGRAM, &[], &directory()?.join("commands.json"), rounds)
+    measure(PROGRAM, &[], &directory()?.join("commands.json"), rounds, Clock::Instructions)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{directory, measure};
+use super::{Clock, directory, measure};
 use crate::archive::Archive;
 use crate::{debian, dist, packages};
 
@@ -48,7 +48,8 @@ pub fn device(suite: Suite, rounds: u32) -> Result<u8> {
         Suite::Fs => initrd(&guest, Some(&debian::SMALL.archive()?), &dir.join("bench-fs.img"))?,
     }
     let name = suite.name();
-    measure(PROGRAM, &[name], &dir.join(format!("{name}.json")), rounds)
+    let clock = if suite == Suite::Fs { Clock::Time } else { Clock::Instructions };
+    measure(PROGRAM, &[name], &dir.join(format!("{name}.json")), rounds, clock)
 }
 
 /// The guest's initial RAM file system: its first process and perhaps what that unpacks.

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: builds what is measured and runs the measuring programs in the host with
-//! the instruction clock.
+//! `cargo xtask bench`: builds what is measured and runs the measuring programs in the host, most
+//! of them with the instruction clock.
 
 mod boot;
 mod commands;
@@ -28,9 +28,18 @@ fn directory() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// What a measuring program reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    /// One that counts instructions.
+    Instructions,
+    /// That of the machine.
+    Time,
+}
+
 /// Build `program` of the tests and run it in the host with `before`, the directory of assets,
 /// the path of the result and the number of rounds as arguments. Returns the exit status.
-fn measure(program: &str, before: &[&str], result: &Path, rounds: u32) -> Result<u8> {
+fn measure(program: &str, before: &[&str], result: &Path, rounds: u32, clock: Clock) -> Result<u8> {
     let built = programs(cargo("build").args(["-p", TESTS_PACKAGE, "--bin", program]))?;
     let built = built.get(program).with_context(|| format!("cargo built no {program}"))?;
     let environment = [
@@ -51,7 +60,8 @@ fn measure(program: &str, before: &[&str], result: &Path, rounds: u32) -> Result
             rounds.to_string(),
         ])
         .collect();
-    let status = host(&Request { command, icount: true, timeout: Some(TIMEOUT) })?;
+    let status =
+        host(&Request { command, icount: clock == Clock::Instructions, timeout: Some(TIMEOUT) })?;
     if status == 0 {
         println!("written to {}", result.display());
     }

@@ -1,4 +1,11 @@
 //! A share: one directory in memory. Both servers have their defaults.
+//!
+//! Measured in time and not by the instruction clock, under which hardly a guest lives for as long
+//! as this takes. QEMU's emulation of SVM (7.2) leaves `exception_index` set after `VMRUN` has
+//! injected an interrupt, and delivers it once more if that clock comes to a timer before the
+//! guest's next exit, whether or not the guest allows interrupts. A guest that is in
+//! `handle_edge_irq` then waits for the lock that it holds. The peer is hit as well. The case of
+//! one timer in some hundred is enough for the tens of thousands of interrupts here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,12 +34,12 @@ pub const SUITE: Suite = Suite {
     initrd: INITRD,
     programs: &[QEMU, VIRTIOFSD],
     units: &[
-        ("untar", "instr/file"),
-        ("find", "instr/stat"),
-        ("stat", "instr/stat"),
-        ("restat", "instr/stat"),
-        ("seqread", "instr/MiB"),
-        ("seqwrite", "instr/MiB"),
+        ("untar", "ns/file"),
+        ("find", "ns/stat"),
+        ("stat", "ns/stat"),
+        ("restat", "ns/stat"),
+        ("seqread", "ns/MiB"),
+        ("seqwrite", "ns/MiB"),
     ],
     bulkhead: run_on_bulkhead,
     qemu: run_on_qemu,

@@ -1,9 +1,10 @@
-//! `bench-device SUITE ASSETS RESULT ROUNDS`: what network, disk and shares cost, in instructions,
-//! beside QEMU's microvm machine.
+//! `bench-device SUITE ASSETS RESULT ROUNDS`: what network, disk and shares cost beside QEMU's
+//! microvm machine: in instructions (`cargo xtask bench net`, `block`), in time (`bench fs`).
 //!
-//! Runs inside the emulated host with the instruction clock (`cargo xtask bench net`, `block`,
-//! `fs`). Both monitors boot the same guest kernel with the same first process (`bench-guest`),
-//! which does the work and tells its cost; only the device differs. Everything lies in memory.
+//! Runs inside the emulated host; for instructions with the instruction clock, of which a
+//! nanosecond is an instruction. Both monitors boot the same guest kernel with the same first
+//! process (`bench-guest`), which does the work and tells its cost; only the device differs.
+//! Everything lies in memory.
 
 mod block;
 mod fs;
@@ -71,11 +72,11 @@ fn measure(suite: &Suite, rounds: usize) -> Result<Rows> {
             for case in run(&idle).with_context(|| format!("measuring {monitor}"))? {
                 let unit = suite.units.iter().find(|(name, _)| *name == case.name);
                 let (_, unit) = unit.with_context(|| format!("no case {}", case.name))?;
-                let cost = case.instructions as f64 / case.count as f64;
+                let cost = case.busy as f64 / case.count as f64;
                 eprintln!(
-                    "round {round}: {monitor}-{} {cost:.0} {unit}, {:.0} M instructions ({}), idle {:.0} M",
+                    "round {round}: {monitor}-{} {cost:.0} {unit}, {:.0} M ({}), idle {:.0} M",
                     case.name,
-                    case.instructions as f64 / 1e6,
+                    case.busy as f64 / 1e6,
                     case.processor,
                     case.idle as f64 / 1e6,
                 );

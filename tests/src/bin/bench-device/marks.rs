@@ -15,9 +15,9 @@ const LINES_KEPT: usize = 40;
 pub struct Case {
     /// Name.
     pub name: String,
-    /// Instructions of the whole host, without idle ones.
-    pub instructions: u64,
-    /// Instructions for which the host waited.
+    /// Nanoseconds of the whole host, without idle ones.
+    pub busy: u64,
+    /// Nanoseconds for which the host waited.
     pub idle: u64,
     /// Where they were spent.
     pub processor: Processor,
@@ -46,10 +46,10 @@ pub fn follow(console: impl Read, idle: &Idle) -> Result<Vec<Case>> {
                 let idle = idle.nanoseconds() - began.0;
                 let processor = Processor::now()?.since(began.1);
                 let elapsed: u64 = elapsed.parse().context("the cost is a number")?;
-                let instructions = elapsed.saturating_sub(idle);
+                let busy = elapsed.saturating_sub(idle);
                 let count = count.parse().context("the count is a number")?;
                 let name = name.to_owned();
-                cases.push(Case { name, instructions, idle, processor, count });
+                cases.push(Case { name, busy, idle, processor, count });
             }
             ["done"] => return Ok(cases),
             _ => bail!("the guest says {said:?}"),

@@ -1,6 +1,6 @@
 //! `bench-guest`: first process of the guests of `bench-device`. Does the work that is measured
-//! and tells on the kernel log what it cost in instructions, which is what the time-stamp counter
-//! counts under the instruction clock.
+//! and tells on the kernel log how long it took, which under the instruction clock is how many
+//! instructions it was.
 
 mod block;
 mod fs;
