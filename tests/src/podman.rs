@@ -61,9 +61,10 @@ impl Podman {
     /// Makes an image of a busybox root, whose containers run `command` unless told otherwise.
     #[track_caller]
     pub fn import_busybox(&self, name: &str, command: &str) {
-        let (root, archive) = (self.path("busybox"), self.path("busybox.tar"));
-        busybox_root(&root);
-        fs::write(&archive, tar(&root)).expect("an archive");
+        let root = tempfile::tempdir().expect("temp dir");
+        busybox_root(root.path());
+        let archive = self.path("busybox.tar");
+        fs::write(&archive, tar(root.path())).expect("an archive");
         let command = format!("CMD {command}");
         let changes = ["--change", "ENV PATH=/bin", "--change", &command];
         run(self.command(&["import"]).args(changes).arg(archive).arg(name)).expect(0);

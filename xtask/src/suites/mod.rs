@@ -143,6 +143,11 @@ const SUITES: &[Suite] = &[
         about: "containers of Podman inside a container",
     },
     Suite {
+        name: "podman",
+        kind: Kind::Guests { weight: 3 },
+        about: "Podman's commands on containers, and its pods, one microVM each",
+    },
+    Suite {
         name: "failures",
         kind: Kind::Guests { weight: 2 },
         about: "every failure: one line, the right code, nothing left",
