@@ -15,7 +15,7 @@ const USE: &str = "grep ' /mnt ' /proc/mounts | cut -d' ' -f4 | tr , '\\n' \
 
 fn tmpfs() -> Vec<Case> {
     let use_it = format!(
-        "{LOOK} echo '#!/bin/sh' > /mnt/x; echo $?; chmod 755 /mnt/x; /mnt/x; echo $?; \
+        "{LOOK} echo '#!/bin/sh' > /mnt/x; echo $?; [ -e /mnt/x ] && chmod 755 /mnt/x && /mnt/x; echo $?; \
                           mknod /mnt/n c 1 3; echo $?"
     );
     let lists: [&[&str]; 22] = [
