@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::count::Count;
 use super::here::show;
-use super::{Kind, Suite, docker};
+use super::{Kind, Suite, again, docker};
 use crate::cargo::{TESTS_PACKAGE, cargo, programs};
 use crate::host::kvm::{self, Place};
 use crate::{checkout, process};
@@ -118,8 +118,11 @@ fn start(group: &Group, full: bool, variables: &Variables, log: &std::path::Path
     command.env("BULKHEAD_LIBEXEC", checkout::dist());
     command.env("BULKHEAD_GUEST_DIR", checkout::guest());
     command.envs(variables.iter().map(|(name, path)| (name, path)));
-    if kvm::place()? != Place::Native && std::env::var_os("BULKHEAD_BOOT_TIMEOUT_S").is_none() {
-        command.env("BULKHEAD_BOOT_TIMEOUT_S", EMULATED_BOOT_LIMIT_S);
+    if kvm::place()? != Place::Native {
+        command.env(again::EMULATED, "1");
+        if std::env::var_os("BULKHEAD_BOOT_TIMEOUT_S").is_none() {
+            command.env("BULKHEAD_BOOT_TIMEOUT_S", EMULATED_BOOT_LIMIT_S);
+        }
     }
     if full && std::env::var_os("BULKHEAD_KILL_CYCLES").is_none() {
         command.env("BULKHEAD_KILL_CYCLES", KILL_CYCLES_FULL);
@@ -148,14 +151,8 @@ pub fn inside(programs: &[String]) -> Result<u8> {
     for program in programs {
         let (name, path) = program.split_once('=').context("a program is NAME=PATH")?;
         println!("== suite {name}");
-        // One processor, and sandboxes of one test must not disturb the time of another.
-        let status = Command::new(path)
-            .arg("--test-threads=1")
-            .stdin(Stdio::null())
-            .status()
-            .with_context(|| format!("cannot start {path}"))?;
-        if !status.success() {
-            println!("== suite {name}: {status}");
+        if !again::run(path)? {
+            println!("== suite {name}: failed");
             failed = 1;
         }
     }

@@ -4,6 +4,7 @@
 //! here and run where KVM is usable, several suites to one host, and as many hosts side by side
 //! as there are processors.
 
+mod again;
 mod count;
 mod docker;
 mod guests;
