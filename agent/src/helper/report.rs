@@ -117,9 +117,12 @@ pub fn outcome(lines: &[u8]) -> Outcome {
 }
 
 /// libcontainer's errors often hide their cause; the first thing it logged is the innermost one.
+/// Of the executor's own errors it logs the words that were reported, in quotes.
 fn explain(message: String, causes: &[String]) -> String {
-    match causes.first() {
-        Some(cause) if !message.contains(cause.as_str()) => format!("{message}: {cause}"),
+    let quoted = format!("{message:?}");
+    let new = |cause: &&String| !message.contains(cause.as_str()) && !cause.contains(&quoted);
+    match causes.first().filter(new) {
+        Some(cause) => format!("{message}: {cause}"),
         _ => message,
     }
 }
@@ -156,6 +159,15 @@ mod tests {
             panic!("a failure");
         };
         assert_eq!(message, "failed to create container: mount /x: EBUSY");
+    }
+
+    #[test]
+    fn outcome_of_failed_step_says_its_words_once() {
+        let words = "exec /x: exec format error";
+        let mut lines = line(&failed(FailureKind::Step, words));
+        let cause = format!("failed to execute payload (err: Other({words:?}))");
+        lines.extend(line(&Report::Cause(cause)));
+        assert_eq!(outcome(&lines), Outcome::Failed(FailureKind::Step, words.into()));
     }
 
     #[test]

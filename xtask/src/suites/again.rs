@@ -1,9 +1,10 @@
 //! Test programs in a host, and a second attempt for a test that has failed on an emulated one.
 //!
-//! QEMU's emulation of SVM loses an interrupt or delivers one twice, once in some thousand guests
-//! (`tests/src/bin/bench-device/fs.rs` says how), and such a guest never answers. A test that has
-//! failed is therefore run once more there, by itself, and what happened is printed. More than
-//! [`AT_MOST`] of one program are no accident, and on a machine with KVM nothing is.
+//! Now and then a guest on an emulated processor boots and then never answers. Under the instruction
+//! clock that is QEMU delivering an interrupt twice (`tests/src/bin/bench-device/fs.rs`); without it
+//! the reason is not known. A test that has failed is therefore run once more there, by itself, and
+//! what happened is printed. More than [`AT_MOST`] of one program are no accident, and on a machine
+//! with KVM nothing is.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};

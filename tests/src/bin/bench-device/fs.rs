@@ -4,8 +4,8 @@
 //! as this takes. QEMU's emulation of SVM (7.2) leaves `exception_index` set after `VMRUN` has
 //! injected an interrupt, and delivers it once more if that clock comes to a timer before the
 //! guest's next exit, whether or not the guest allows interrupts. A guest that is in
-//! `handle_edge_irq` then waits for the lock that it holds. The peer is hit as well. The case of
-//! one timer in some hundred is enough for the tens of thousands of interrupts here.
+//! `handle_edge_irq` then waits for the lock that it holds. Every guest that was tried came to that
+//! within 1400 of the 2180 files of the first case.
 
 use std::fs;
 use std::path::{Path, PathBuf};
