@@ -9,10 +9,11 @@
 mod guests;
 mod monitor;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use bulkhead_tests::bench::arguments::Arguments;
 use bulkhead_tests::bench::room::{self, Furniture};
 use bulkhead_tests::bench::rows::Rows;
 use bulkhead_tests::bench::watch::{first_output, to_the_end};
@@ -31,11 +32,7 @@ const PROGRAMS: &[&str] =
 const WORD: &str = "bench";
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args_os().skip(1);
-    let mut next = |name| arguments.next().with_context(|| format!("argument {name} is missing"));
-    let assets = PathBuf::from(next("ASSETS")?);
-    let result = PathBuf::from(next("RESULT")?);
-    let rounds: usize = next("ROUNDS")?.to_string_lossy().parse().context("ROUNDS is a number")?;
+    let Arguments { assets, result, rounds } = Arguments::take(std::env::args_os().skip(1))?;
     let furniture = Furniture {
         binaries: &["bulkhead", "bulkhead-vmm", "bulkhead-fsd"],
         programs: PROGRAMS,

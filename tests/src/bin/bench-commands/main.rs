@@ -6,10 +6,10 @@
 //! lies in memory, and idle time does not count: what a command costs is what the host executes
 //! from its start to its end, whoever executes it, the guest too.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use bulkhead_tests::bench::arguments::Arguments;
 use bulkhead_tests::bench::idle::Idle;
 use bulkhead_tests::bench::room::{self, Furniture};
 use bulkhead_tests::bench::rows::Rows;
@@ -27,11 +27,7 @@ const PEER: &str = "runc";
 const REPEATS: u32 = 5;
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args_os().skip(1);
-    let mut next = |name| arguments.next().with_context(|| format!("argument {name} is missing"));
-    let assets = PathBuf::from(next("ASSETS")?);
-    let result = PathBuf::from(next("RESULT")?);
-    let rounds: usize = next("ROUNDS")?.to_string_lossy().parse().context("ROUNDS is a number")?;
+    let Arguments { assets, result, rounds } = Arguments::take(std::env::args_os().skip(1))?;
     let furniture = Furniture {
         binaries: &["bulkhead", "bulkhead-vmm", "bulkhead-fsd"],
         programs: PROGRAMS,

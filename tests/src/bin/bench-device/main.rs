@@ -12,9 +12,10 @@ mod machines;
 mod marks;
 mod net;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use bulkhead_tests::bench::arguments::Arguments;
 use bulkhead_tests::bench::idle::Idle;
 use bulkhead_tests::bench::room::{self, Furniture};
 use bulkhead_tests::bench::rows::Rows;
@@ -38,16 +39,14 @@ struct Suite {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
-    let mut next = |name| arguments.next().with_context(|| format!("argument {name} is missing"));
-    let suite = match next("SUITE")?.to_string_lossy().as_ref() {
+    let suite = arguments.next().context("argument SUITE is missing")?;
+    let suite = match suite.to_string_lossy().as_ref() {
         "net" => &net::SUITE,
         "block" => &block::SUITE,
         "fs" => &fs::SUITE,
         other => bail!("there is no suite {other}"),
     };
-    let assets = PathBuf::from(next("ASSETS")?);
-    let result = PathBuf::from(next("RESULT")?);
-    let rounds: usize = next("ROUNDS")?.to_string_lossy().parse().context("ROUNDS is a number")?;
+    let Arguments { assets, result, rounds } = Arguments::take(arguments)?;
     measure_in_memory(suite, &assets, rounds, &result)
 }
 
