@@ -269,17 +269,20 @@ mod tests {
         }
         let root = File::open("/").unwrap();
         let fd = root.as_raw_fd();
-        let filter = Filter::without("test", &DENIED).unwrap();
-        let mut command = Command::new("true");
-        let open = move || {
-            confine(fd, ID_BASE + 1, 1 << 20, &filter)?;
-            // SAFETY: the call reads no handle at the null pointer, but fails.
-            let _ = unsafe { libc::syscall(libc::SYS_open_by_handle_at, fd, 0, 0) };
-            Ok(())
-        };
-        // SAFETY: system calls only, and `root` is open until the child has ended.
-        unsafe { command.pre_exec(open) };
-        let status = command.spawn().unwrap().wait().unwrap();
-        assert_eq!(status.signal(), Some(libc::SIGSYS));
+        // The number, and that of the same call in the x32 ABI.
+        for call in [libc::SYS_open_by_handle_at, 0x4000_0000 | libc::SYS_open_by_handle_at] {
+            let filter = Filter::without("test", &DENIED).unwrap();
+            let mut command = Command::new("true");
+            let open = move || {
+                confine(fd, ID_BASE + 1, 1 << 20, &filter)?;
+                // SAFETY: the call reads no handle at the null pointer, but fails.
+                let _ = unsafe { libc::syscall(call, fd, 0, 0) };
+                Ok(())
+            };
+            // SAFETY: system calls only, and `root` is open until the child has ended.
+            unsafe { command.pre_exec(open) };
+            let status = command.spawn().unwrap().wait().unwrap();
+            assert_eq!(status.signal(), Some(libc::SIGSYS), "{call:#x}");
+        }
     }
 }

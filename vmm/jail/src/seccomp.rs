@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
+    SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 use thiserror::Error;
 
 use crate::policy::{Policy, Rule, Test};
+
+/// `__X32_SYSCALL_BIT` of asm/unistd.h: calls of the x32 ABI have numbers from here on, and the
+/// same architecture as the others.
+const X32_FIRST: u32 = 0x4000_0000;
 
 /// Why a filter could not be made or installed.
 #[derive(Debug, Error)]
@@ -57,14 +61,16 @@ impl Filter {
     }
 
     /// A filter for a program that is not ours, whose system calls nobody has listed: all but
-    /// `calls`, any of which kills the process.
+    /// `calls`, any of which kills the process, and so do all of the x32 ABI, where the same calls
+    /// have other numbers.
     pub fn without(name: &'static str, calls: &[i64]) -> Result<Self, SeccompError> {
         let failed = |source| SeccompError::Compile(name, source);
         let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
         let (others, these) = (SeccompAction::Allow, SeccompAction::KillProcess);
         let filter =
             SeccompFilter::new(rules, others, these, TargetArch::x86_64).map_err(failed)?;
-        Ok(Self { name, program: filter.try_into().map_err(failed)? })
+        let listed: BpfProgram = filter.try_into().map_err(failed)?;
+        Ok(Self { name, program: kill_x32().into_iter().chain(listed).collect() })
     }
 
     /// Installs the filter on the calling thread and every thread it will start. Nothing is
@@ -73,6 +79,18 @@ impl Filter {
         seccompiler::apply_filter(&self.program)
             .map_err(|source| SeccompError::Install(self.name, source))
     }
+}
+
+/// Instructions that kill the process for a call of the x32 ABI and fall through for others. A
+/// list of single numbers, which is all that seccompiler has, cannot say it.
+fn kill_x32() -> [sock_filter; 3] {
+    let step = |code, jf, k| sock_filter { code: code as u16, jt: 0, jf, k };
+    [
+        // The number is the first field of `struct seccomp_data` (seccomp(2)).
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 1, X32_FIRST),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ]
 }
 
 fn seccomp_rule(rule: &Rule) -> Result<SeccompRule, BackendError> {
