@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::ValueEnum;
@@ -23,14 +23,14 @@ pub enum LogFormat {
 }
 
 /// Where and how a command logs.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Log {
-    /// File of `--log`.
-    pub path: Option<PathBuf>,
+    /// The file of `--log`, if there is one, and if it could be opened.
+    file: Option<(PathBuf, io::Result<File>)>,
     /// Form of its entries.
-    pub format: LogFormat,
+    format: LogFormat,
     /// Show what is behind a failure on standard error, too.
-    pub debug: bool,
+    debug: bool,
 }
 
 #[derive(Serialize)]
@@ -41,6 +41,13 @@ struct Entry<'a> {
 }
 
 impl Log {
+    /// Opens the file `path`, which is made if it does not exist. A command may be in a mount
+    /// namespace of a container when it fails, so that is done before.
+    pub fn open(path: Option<&Path>, format: LogFormat, debug: bool) -> Self {
+        let open = |path: &Path| File::options().create(true).append(true).open(path);
+        Self { file: path.map(|path| (path.to_owned(), open(path))), format, debug }
+    }
+
     /// Tells a failure. What cannot be written to the log is still on standard error.
     pub fn failure(&self, failure: &Failure) {
         let text = failure.to_string();
@@ -54,17 +61,19 @@ impl Log {
             details => self.append("info", details),
         };
         if let Err(e) = details.and_then(|()| self.append("error", &text))
-            && let Some(path) = &self.path
+            && let Some((path, _)) = &self.file
         {
             let _ = writeln!(io::stderr(), "bulkhead: writing log {}: {e}", path.display());
         }
     }
 
     fn append(&self, level: &str, text: &str) -> io::Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
         let entry = self.entry(level, text, &timestamp(SystemTime::now()));
-        let mut file = File::options().create(true).append(true).open(path)?;
-        file.write_all(entry.as_bytes())
+        match &self.file {
+            None => Ok(()),
+            Some((_, Ok(file))) => (&*file).write_all(entry.as_bytes()),
+            Some((_, Err(e))) => Err(io::Error::new(e.kind(), e.to_string())),
+        }
     }
 
     fn entry(&self, level: &str, msg: &str, time: &str) -> String {
@@ -87,7 +96,7 @@ mod tests {
     fn failure_is_one_json_line_in_the_log() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.json");
-        let log = Log { path: Some(path.clone()), format: LogFormat::Json, debug: false };
+        let log = Log::open(Some(&path), LogFormat::Json, false);
         log.failure(&Failure::new("p", "a \"b\"", ""));
         let words = "console:\nlast\n".to_owned();
         log.failure(&Failure::new("p", "c", "").with_details(words));

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use bulkhead_tests::process::run_with_input;
 use bulkhead_tests::terminal::OnTerminal;
@@ -425,4 +426,42 @@ fn start_hook_that_fails_ends_the_container_before_its_program() {
     assert_eq!(outcome.text(), "");
     let expected = "hooks.startContainer[0] (/bin/sh) exited with code 3: because";
     assert!(outcome.stderr.contains(expected), "{}", outcome.stderr);
+}
+
+#[test]
+fn mount_namespace_shows_the_host_the_container_and_runs_nothing_of_it() {
+    let mut bundle = Bundle::script("touch /seen; sleep 1000");
+    let shared = tempfile::tempdir().expect("temp dir");
+    bundle.edit(|config| {
+        let bind = json!({"destination": "/shared", "type": "bind", "source": shared.path(),
+            "options": ["bind"]});
+        config["mounts"].as_array_mut().expect("mounts").push(bind);
+    });
+    let container = Container::create(bundle);
+    let process = Path::new("/proc").join(container.0.supervisor.to_string());
+    let namespace = |of: &Path| fs::read_link(of.join("ns/mnt")).expect("a namespace");
+    assert_ne!(namespace(&process), namespace(Path::new("/proc/self")));
+    let mounts = fs::read_to_string(process.join("mountinfo")).expect("its mounts");
+    let options = |line: &str| line.split(' ').nth(5).unwrap_or_default().to_owned();
+    for line in mounts.lines() {
+        let options = options(line);
+        let has = |option| options.split(',').any(|o| o == option);
+        assert!(has("nosuid") && has("nodev") && has("noexec"), "{line}");
+    }
+    // What the specification mounts but the root: nothing of the host.
+    let points: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    assert_eq!(points[0], "/");
+    assert!(["/", "/dev", "/proc", "/shared", "/sys"].iter().all(|p| points.contains(p)));
+    assert!(!points.iter().any(|point| point.contains("overlay") || *point == "/run"), "{mounts}");
+
+    container.command(&["start"]).expect(0);
+    let root = process.join("root");
+    bulkhead_tests::wait_until("the program", || root.join("seen").exists());
+    fs::write(root.join("shared/file"), "of the host").expect("a file");
+    assert_eq!(container.exec(&["cat", "/shared/file"]).expect(0).text(), "of the host");
+    assert_eq!(fs::read_dir(root.join("proc")).expect("a directory").count(), 0);
+    let pid = container.0.supervisor.to_string();
+    let entered = run(Command::new("/usr/bin/nsenter").args(["-m", "-t", &pid, "/bin/true"]));
+    assert_eq!(entered.code, 126, "{}", entered.stderr);
+    assert!(entered.stderr.contains("Permission denied"), "{}", entered.stderr);
 }

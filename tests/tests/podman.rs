@@ -103,6 +103,48 @@ fn files_are_copied_to_and_from_a_container_that_does_not_run() {
 }
 
 #[test]
+fn files_are_copied_to_and_from_a_container_that_runs() {
+    let podman = podman();
+    let before = Leftovers::now();
+    let data = tempfile::tempdir().expect("temp dir");
+    let at = |name: &str| data.path().join(name).display().to_string();
+    fs::create_dir(data.path().join("bound")).expect("a directory");
+    fs::create_dir_all(data.path().join("tree/sub")).expect("a directory");
+    fs::write(at("tree/sub/file"), "of the host\n").expect("a file");
+    let bind = format!("{}:/bound", at("bound"));
+    // Links of the container that lead to the host's files when they are followed there.
+    let script = "echo made >/made; ln -s /etc /bound/etc; ln -s ../../../../../../.. /up; echo up; \
+                  while :; do sleep 0.1; done";
+    let flags = ["run", "--detach", "--name", "three", "--network", "none", "-v", &bind];
+    let rest = ["--tmpfs", "/mnt", IMAGE, "/bin/sh", "-c", script];
+    podman.run(&[&flags[..], &rest].concat()).expect(0);
+    wait_until("the container's output", || {
+        podman.run(&["logs", "three"]).expect(0).text() == "up"
+    });
+    podman.run(&["cp", &at("tree"), "three:/tree"]).expect(0);
+    podman.run(&["cp", &at("tree/sub/file"), "three:/bound/file"]).expect(0);
+    podman.run(&["cp", &at("tree/sub/file"), "three:/bound/etc/copied"]).expect(0);
+    let words = ["exec", "three", "cat", "/tree/sub/file", "/bound/file", "/etc/copied"];
+    assert_eq!(podman.run(&words).expect(0).text(), "of the host\n".repeat(3).trim_end());
+    assert!(!Path::new("/etc/copied").exists() && Path::new(&at("bound/file")).exists());
+
+    podman.run(&["cp", "three:/made", &at("made")]).expect(0);
+    assert_eq!(fs::read_to_string(at("made")).expect("the file"), "made\n");
+    // Of the container, not of the host.
+    podman.run(&["cp", "three:/up/etc/passwd", &at("passwd")]).expect(0);
+    let inside = podman.run(&["exec", "three", "cat", "/etc/passwd"]).expect(0).text();
+    assert_eq!(fs::read_to_string(at("passwd")).expect("the file").trim_end(), inside);
+    // What is in the guest's memory cannot be reached, and says so.
+    assert_ne!(podman.run(&["cp", &at("made"), "three:/mnt/made"]).code, 0);
+    podman.run(&["exec", "three", "test", "!", "-e", "/mnt/made"]).expect(0);
+    // Not the processes of the host.
+    let top = podman.run(&["top", "three"]);
+    assert!(!top.text().contains("bulkhead"), "{}", top.text());
+    podman.run(&["rm", "--force", "--time", "0", "three"]).expect(0);
+    before.assert_none();
+}
+
+#[test]
 fn run_on_a_terminal_and_of_no_program() {
     let podman = podman();
     let run = ["run", "--rm", "--network", "none"];

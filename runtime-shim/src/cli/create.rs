@@ -10,7 +10,7 @@ use crate::announce::Announcement;
 use crate::bundle::{self, Config};
 use crate::failure::{Failure, printable};
 use crate::request::{ConsoleMode, RootSource, SandboxOptions, SandboxRequest};
-use crate::supervisor::{run_detached, run_foreground};
+use crate::supervisor::{lead, run_detached, run_foreground};
 
 /// Flags that `create` and `run` share.
 #[derive(Debug, Args)]
@@ -72,7 +72,7 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
     let request = request(global, args.bundle, true, keep)?;
     match args.detach {
         true => run_detached(request).map(|_| 0),
-        false => run_foreground(request),
+        false => lead(|leader| run_foreground(request, leader)),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::launch::network::{self, NetworkChoice, NetworkFlagError};
 use crate::launch::root::RootMode;
 use crate::launch::settings::{self, Settings};
 use crate::launch::{LaunchRequest, env, launch};
+use crate::supervisor::lead;
 use crate::uplink::{self, Port};
 
 const EXAMPLES: &str = "\
@@ -132,7 +133,8 @@ pub(super) struct LaunchArgs {
 }
 
 pub(super) fn run(global: &Global, args: LaunchArgs) -> Result<u8, Failure> {
-    launch(request(global, args)?)
+    let request = request(global, args)?;
+    lead(|leader| launch(request, leader))
 }
 
 fn request(global: &Global, args: LaunchArgs) -> Result<LaunchRequest, Failure> {

@@ -93,7 +93,7 @@ impl Global {
     }
 
     fn log(&self) -> Log {
-        Log { path: self.log.clone(), format: self.log_format, debug: self.debug }
+        Log::open(self.log.as_deref(), self.log_format, self.debug)
     }
 
     /// Directory of the containers' state, whatever the working directory of a later process is.

@@ -30,7 +30,7 @@ use crate::image::rootfs::Rootfs;
 use crate::image::store::container::Claim;
 use crate::image::{Image, Reference, Store, open, overlay};
 use crate::request::{ConsoleMode, RootSource, SandboxOptions, SandboxRequest};
-use crate::supervisor::{run_detached, run_foreground};
+use crate::supervisor::{Leader, run_detached, run_foreground};
 use crate::uplink;
 
 /// Largest `/etc/passwd` or `/etc/group` of an image that is read.
@@ -119,16 +119,17 @@ impl Explain for LaunchError {
     }
 }
 
-/// Launches a container and gives the exit code: the workload's, or 0 when detached.
-pub fn launch(request: LaunchRequest) -> Result<u8, Failure> {
+/// Launches a container and gives the exit code: the workload's, or 0 when detached. The calling
+/// process, whose first thread is `leader`, is its supervisor unless detached.
+pub fn launch(request: LaunchRequest, leader: &Leader) -> Result<u8, Failure> {
     let failed = |failure: Failure| match failure.code {
         EXIT_FAILURE => failure.with_code(EXIT_LAUNCH),
         _ => failure,
     };
-    prepare_and_run(request).map_err(failed)
+    prepare_and_run(request, leader).map_err(failed)
 }
 
-fn prepare_and_run(request: LaunchRequest) -> Result<u8, Failure> {
+fn prepare_and_run(request: LaunchRequest, leader: &Leader) -> Result<u8, Failure> {
     check_terminal(&request)?;
     let reference = Reference::parse(&request.image).map_err(reference_failure)?;
     let store = Store::open(&request.store)?;
@@ -170,7 +171,7 @@ fn prepare_and_run(request: LaunchRequest) -> Result<u8, Failure> {
         },
         root: RootSource::Fd(root),
     };
-    let result = run(sandbox, &request);
+    let result = run(sandbox, &request, leader);
     // The container's directory stays exactly as long as there is state that names it.
     if state.symlink_metadata().is_ok() {
         claim.hand_over();
@@ -178,13 +179,13 @@ fn prepare_and_run(request: LaunchRequest) -> Result<u8, Failure> {
     result
 }
 
-fn run(sandbox: SandboxRequest, request: &LaunchRequest) -> Result<u8, Failure> {
+fn run(sandbox: SandboxRequest, request: &LaunchRequest, leader: &Leader) -> Result<u8, Failure> {
     let id = sandbox.options.id.clone();
     if !request.detach {
         if !request.interactive && !request.settings.terminal {
             streams::close_input().map_err(LaunchError::Streams)?;
         }
-        return run_foreground(sandbox);
+        return run_foreground(sandbox, leader);
     }
     streams::with_null(|| run_detached(sandbox)).map_err(LaunchError::Streams)??;
     let printed = writeln!(io::stdout(), "{id}");

@@ -9,6 +9,7 @@ use super::settings::{Settings, Volume};
 use super::spec::{Accounts, Plan, SpecError};
 use super::user::UserError;
 use super::*;
+use crate::supervisor::lead;
 
 const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -305,14 +306,19 @@ fn request(image: &str, store: &Path) -> LaunchRequest {
     }
 }
 
+/// Why `request` is not launched.
+fn refusal(request: LaunchRequest) -> Failure {
+    lead(|leader| launch(request, leader)).unwrap_err()
+}
+
 #[test]
 fn own_errors_have_dockers_exit_code() {
     let dir = tempfile::tempdir().unwrap();
-    let failure = launch(request("no-such-image", dir.path())).unwrap_err();
+    let failure = refusal(request("no-such-image", dir.path()));
     assert_eq!(failure.code, 125);
     assert!(failure.to_string().contains("no-such-image"), "{failure}");
     let terminal = LaunchRequest { detach: true, ..request("x", dir.path()) };
     let settings = Settings { terminal: true, ..Settings::default() };
-    let failure = launch(LaunchRequest { settings, ..terminal }).unwrap_err();
+    let failure = refusal(LaunchRequest { settings, ..terminal });
     assert_eq!(failure.code, 125);
 }

@@ -30,7 +30,7 @@ use crate::failure::Explain;
 
 pub use cleanup::clean_up;
 pub use follow::{Devices, Guest, Network, OpenNet};
-pub use namespace::{NamespaceRecord, enter};
+pub use namespace::{NamespaceRecord, enter, follow};
 pub use snapshot::Snapshot;
 
 /// Why a container has not the network of its namespace.

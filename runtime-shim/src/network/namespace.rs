@@ -3,6 +3,8 @@
 //! process in the pid file.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -46,6 +48,12 @@ pub fn enter(plan: &NetworkPlan) -> Result<Option<NamespaceRecord>, NetworkError
     }
 }
 
+/// Moves this thread into `namespace`, that of another thread of this process.
+pub fn follow(namespace: &File) -> io::Result<()> {
+    let kind = Some(LinkNameSpaceType::Network);
+    Ok(move_into_link_name_space(namespace.as_fd(), kind)?)
+}
+
 impl NamespaceRecord {
     /// The namespace that `path` leads to now.
     #[cfg(test)]
@@ -86,9 +94,8 @@ fn refuse_host(record: &NamespaceRecord) -> Result<(), NetworkError> {
 }
 
 fn move_in(path: &Path, file: &File) -> Result<(), NetworkError> {
-    let kind = Some(LinkNameSpaceType::Network);
-    move_into_link_name_space(std::os::fd::AsFd::as_fd(file), kind).map_err(|e| match e {
-        rustix::io::Errno::INVAL => NetworkError::NotANamespace(path.to_owned()),
-        e => NetworkError::Enter(path.to_owned(), e.into()),
+    follow(file).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidInput => NetworkError::NotANamespace(path.to_owned()),
+        _ => NetworkError::Enter(path.to_owned(), e),
     })
 }

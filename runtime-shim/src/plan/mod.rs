@@ -87,8 +87,10 @@ pub struct SandboxPlan {
     pub disks: Vec<DiskPlan>,
     /// Directories and files that are bind-mounted into the container, in order of mounting.
     pub binds: Vec<SharePlan>,
-    /// Mount points that must exist in the root file system before a read-only one is served.
+    /// Where something is mounted, in order of mounting.
     pub mount_points: Vec<MountPoint>,
+    /// Whether those in the root file system itself must be made before that is served.
+    pub makes_mount_points: bool,
     /// Whether the process has a terminal.
     pub terminal: bool,
     /// First rows and columns of the terminal, if the specification names them.
@@ -103,6 +105,14 @@ pub struct SandboxPlan {
     pub guest_spec: Spec,
     /// What was dropped because it means nothing here.
     pub notes: Vec<Note>,
+}
+
+impl SandboxPlan {
+    /// Whether the root directory of the specification is what the container sees: not if that
+    /// comes from a disk, alone or under what is served.
+    pub fn shows_root(&self) -> bool {
+        self.root_is_served && !self.disks.iter().any(|disk| disk.root_layer().is_some())
+    }
 }
 
 /// The operator's limits of a microVM's size.
@@ -142,13 +152,15 @@ pub struct SharePlan {
     pub field: String,
 }
 
-/// Where something is mounted in the root file system itself.
+/// Where something is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountPoint {
     /// Absolute path in the container, without `..`.
     pub path: PathBuf,
     /// What must be there.
     pub kind: MountPointKind,
+    /// Whether it lies in what another mount shows, not in the root file system itself.
+    pub nested: bool,
 }
 
 /// What something can be mounted on.
@@ -232,11 +244,11 @@ fn plan_in(
     process::check_process(&process)?;
     process::drop_meaningless(&mut process, &mut notes);
 
-    let (mut root, mut mount_points_needed) = plan_root(bundle, &mut spec)?;
+    let (mut root, mut makes_mount_points) = plan_root(bundle, &mut spec)?;
     let mut root_is_served = true;
     if let Some(layer) = disks.iter().find_map(DiskPlan::root_layer) {
         // What the guest writes goes to the disk or to its memory, and mount points with it.
-        (root_is_served, root.read_only, mount_points_needed) = (layer, true, false);
+        (root_is_served, root.read_only, makes_mount_points) = (layer, true, false);
         if let Some(root) = spec.root_mut() {
             root.set_path(ROOT_TARGET.into());
         }
@@ -265,7 +277,8 @@ fn plan_in(
         root_is_served,
         disks,
         binds: mounts.binds,
-        mount_points: if mount_points_needed { mounts.mount_points } else { vec![] },
+        mount_points: mounts.mount_points,
+        makes_mount_points,
         terminal,
         console_size,
         network,

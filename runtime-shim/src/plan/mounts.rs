@@ -35,7 +35,7 @@ pub(super) struct MountPlan {
     pub binds: Vec<SharePlan>,
     /// What is mounted from disks; its part in the container is in `guest`.
     pub disks: Vec<DiskPlan>,
-    /// Destinations that lie in the root file system itself.
+    /// Every destination, in the same order.
     pub mount_points: Vec<MountPoint>,
 }
 
@@ -70,19 +70,17 @@ pub(super) fn plan(
         check_options(&field, mount, kind, may_mount)?;
         let shared = of(mount).any(|option| option == "shared");
         notes.dropped(shared, "mounts[].options", "the container makes no mount to share");
-        let under_another = mounts[..i].iter().any(|m| {
+        let nested = mounts[..i].iter().any(|m| {
             m.destination() != mount.destination()
                 && mount.destination().starts_with(m.destination())
         });
-        if !under_another {
-            let path = mount.destination().clone();
-            let kind = match kind {
-                Kind::Guest | Kind::Disk => MountPointKind::Directory,
-                Kind::Device => MountPointKind::File,
-                Kind::Bind | Kind::Overlay => MountPointKind::Bind(plan.binds.len()),
-            };
-            plan.mount_points.push(MountPoint { path, kind });
-        }
+        let path = mount.destination().clone();
+        let point_kind = match kind {
+            Kind::Guest | Kind::Disk => MountPointKind::Directory,
+            Kind::Device => MountPointKind::File,
+            Kind::Bind | Kind::Overlay => MountPointKind::Bind(plan.binds.len()),
+        };
+        plan.mount_points.push(MountPoint { path, kind: point_kind, nested });
         match kind {
             Kind::Guest | Kind::Device => plan.guest.push(in_the_guest(mount)),
             Kind::Disk => plan.add_disk(bundle, &field, mount)?,

@@ -48,7 +48,7 @@ fn default_spec_becomes_a_plan_of_guest_paths() {
     let plan = run(base()).unwrap();
     assert_eq!((plan.vcpus, plan.mem_mib), (1, 256));
     assert_eq!(plan.root.source, Path::new("/b/rootfs"));
-    assert!(!plan.root.read_only && plan.binds.is_empty() && plan.mount_points.is_empty());
+    assert!(!plan.root.read_only && plan.binds.is_empty() && !plan.makes_mount_points);
     let guest = serde_json::to_value(&plan.guest_spec).unwrap();
     assert_eq!(guest["root"]["path"], "/run/bulkhead/share/root");
     assert_eq!(guest["linux"]["cgroupsPath"], "/bulkhead/c");
@@ -375,7 +375,7 @@ fn too_many_bind_mounts_are_refused() {
 }
 
 #[test]
-fn read_only_root_needs_its_own_mount_points_only() {
+fn mount_points_in_a_read_only_root_are_made_before_it_is_served() {
     let mut spec = base();
     set(&mut spec, "/root", json!({"path": "/r", "readonly": true}));
     set(
@@ -391,11 +391,17 @@ fn read_only_root_needs_its_own_mount_points_only() {
     let plan = run(spec).unwrap();
     assert!(plan.root.read_only);
     assert_eq!(plan.root.source, Path::new("/r"));
+    assert!(plan.makes_mount_points);
     let points: Vec<_> =
-        plan.mount_points.iter().map(|p| (p.path.to_str().unwrap(), p.kind)).collect();
+        plan.mount_points.iter().map(|p| (p.path.to_str().unwrap(), p.kind, p.nested)).collect();
     let directory = MountPointKind::Directory;
-    let bind = MountPointKind::Bind(0);
-    assert_eq!(points, [("/dev", directory), ("/device", directory), ("/etc/hosts", bind)]);
+    let wanted = [
+        ("/dev", directory, false),
+        ("/dev/pts", directory, true),
+        ("/device", directory, false),
+        ("/etc/hosts", MountPointKind::Bind(0), false),
+    ];
+    assert_eq!(points, wanted);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use std::env;
 use std::io::{self, PipeReader};
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use super::capacity::Host;
 use super::channel::{Channel, packet_pair};
 use super::machine::Log;
 use super::sources::{OpenShare, open_kvm, open_shares};
-use super::{Capacity, Event, Machine, SandboxError, cmdline};
+use super::{Capacity, Event, Machine, SandboxError, View, cmdline};
 use crate::Failure;
 use crate::block::{GuestDisks, OpenDisk, open_disks};
 use crate::cgroup::HostCgroup;
@@ -56,6 +57,7 @@ pub struct Prepared {
     kernel: OwnedFd,
     initrd: OwnedFd,
     shares: Vec<OpenShare>,
+    view: View,
     disks: Vec<OpenDisk>,
     /// What the agent makes of the disks.
     guest_disks: GuestDisks,
@@ -104,6 +106,7 @@ pub fn prepare(plan: &SandboxPlan, root: RootSource, debug: bool) -> Result<Prep
         install.program(program)?;
     }
     let (disks, guest_disks) = open_disks(plan)?;
+    let (shares, view) = open_shares(plan, root)?;
     Ok(Prepared {
         limit: boot_limit(plan)?,
         debug,
@@ -113,7 +116,8 @@ pub fn prepare(plan: &SandboxPlan, root: RootSource, debug: bool) -> Result<Prep
         kvm: open_kvm()?.into(),
         kernel: install.guest_file(KERNEL)?.into(),
         initrd: install.guest_file(INITRD)?.into(),
-        shares: open_shares(plan, root)?,
+        shares,
+        view,
         disks,
         guest_disks,
         install,
@@ -121,6 +125,11 @@ pub fn prepare(plan: &SandboxPlan, root: RootSource, debug: bool) -> Result<Prep
 }
 
 impl Prepared {
+    /// What the host is to see of the container's file system; nothing the second time.
+    pub fn take_view(&mut self) -> View {
+        mem::take(&mut self.view)
+    }
+
     /// What the agent makes of the disks, which are open.
     pub fn guest_disks(&self) -> &GuestDisks {
         &self.guest_disks

@@ -29,8 +29,9 @@ pub(super) fn copy(source: &OwnedFd, recursive: bool) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(source, c"", flags)?)
 }
 
-/// Mounts an overlay with the options `data`, one of whose directories is `at`.
-pub(super) fn overlay(at: &Path, data: &str) -> io::Result<OwnedFd> {
+/// Mounts an overlay with the options `data`, one of whose directories is `at`: one overlay, two
+/// mounts, since a mount without a place cannot be copied.
+pub(super) fn overlay(at: &Path, data: &str) -> io::Result<[OwnedFd; 2]> {
     let (at, data) = (CString::new(at.as_os_str().as_bytes())?, CString::new(data)?);
     // The thread's mount namespace cannot be given back.
     std::thread::scope(|scope| {
@@ -40,7 +41,7 @@ pub(super) fn overlay(at: &Path, data: &str) -> io::Result<OwnedFd> {
     })
 }
 
-fn overlay_apart(at: &CStr, data: &CStr) -> io::Result<OwnedFd> {
+fn overlay_apart(at: &CStr, data: &CStr) -> io::Result<[OwnedFd; 2]> {
     // SAFETY: the file descriptor table stays shared; mount namespace, root and working directory
     // become this thread's own, and nothing else runs on it afterwards.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
@@ -48,19 +49,23 @@ fn overlay_apart(at: &CStr, data: &CStr) -> io::Result<OwnedFd> {
     rustix::mount::mount_change(c"/", private)?;
     rustix::mount::mount(c"overlay", at, c"overlay", NOTHING_RUNS, data)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    Ok(rustix::mount::open_tree(CWD, at, flags)?)
+    Ok([rustix::mount::open_tree(CWD, at, flags)?, rustix::mount::open_tree(CWD, at, flags)?])
 }
 
-/// Lets the detached mount `mount` show owners as `map` says.
-pub(super) fn set_id_map(mount: &OwnedFd, map: &IdMap) -> io::Result<()> {
+/// Lets the detached mounts `mounts` show owners as `map` says.
+pub(super) fn set_id_map(mounts: &[&OwnedFd], map: &IdMap) -> io::Result<()> {
     let namespace = user_namespace(map)?;
+    mounts.iter().try_for_each(|mount| map_owners(mount, &namespace, map.recursive))
+}
+
+fn map_owners(mount: &OwnedFd, namespace: &OwnedFd, recursive: bool) -> io::Result<()> {
     let wanted = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
         attr_clr: 0,
         propagation: 0,
         userns_fd: namespace.as_raw_fd() as u64,
     };
-    let flags = libc::AT_EMPTY_PATH | if map.recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty string, and `wanted` is a structure of the size told; both
     // live until the call returns.
     let result = unsafe {
@@ -186,7 +191,7 @@ mod tests {
         let mounted = match overlay(&at("upper"), &data.join(",")) {
             // Not on every file system, nor in every container.
             Err(error) => return println!("skipped: overlayfs: {error}"),
-            Ok(mounted) => mounted,
+            Ok([mounted, _]) => mounted,
         };
         let mode = rustix::fs::Mode::from_raw_mode(0o644);
         let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;

@@ -15,6 +15,7 @@ mod machine;
 mod mount_points;
 mod resize;
 mod sources;
+mod view;
 
 use std::io;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ pub use capacity::Capacity;
 pub use machine::{End, Event, Machine};
 pub use resize::{Size, resize};
 pub(crate) use sources::{OpenShare, open_apart};
+pub use view::View;
 
 /// Why a sandbox does not come up, or ended.
 #[derive(Debug, Error)]

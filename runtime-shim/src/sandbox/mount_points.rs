@@ -49,7 +49,7 @@ fn make_entry(dir: &OwnedFd, name: &OsStr, file: bool) -> rustix::io::Result<()>
     openat(dir, name, flags, Mode::from_raw_mode(0o644)).map(drop)
 }
 
-fn open_in(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_in(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     openat2(root, path, flags, Mode::empty(), resolve)

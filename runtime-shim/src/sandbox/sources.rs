@@ -2,14 +2,16 @@
 //! path goes further.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
 use bulkhead_jail::apart::{ApartError, set_apart};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 
+use super::view::{Shown, View};
 use super::{SandboxError, detach, mount_points};
-use crate::plan::{MountPointKind, SandboxPlan, SharePlan};
+use crate::plan::{MountPoint, MountPointKind, SandboxPlan, SharePlan};
 use crate::request::RootSource;
 
 /// Numbers of `/dev/kvm` (Documentation/admin-guide/devices.txt).
@@ -24,11 +26,22 @@ pub(crate) struct OpenShare {
     pub fd: OwnedFd,
 }
 
-/// Opens the root and every bind mount, in this order.
+/// What a bind mount binds, opened for the guest and once more for the view of the host.
+struct OpenBind {
+    fd: OwnedFd,
+    view: OwnedFd,
+    is_file: bool,
+}
+
+/// Opens the root and every bind mount, in this order, and what the host is to see of them.
 pub(super) fn open_shares(
     plan: &SandboxPlan,
     root: RootSource,
-) -> Result<Vec<OpenShare>, SandboxError> {
+) -> Result<(Vec<OpenShare>, View), SandboxError> {
+    let view_of_root = match root {
+        RootSource::Bundle if plan.shows_root() => Some(&plan.root),
+        RootSource::Bundle | RootSource::Fd(_) => None,
+    };
     let root_fd = match root {
         RootSource::Bundle if plan.root_is_served => {
             Some(open_path(&plan.root, OFlags::PATH | OFlags::DIRECTORY)?)
@@ -38,21 +51,48 @@ pub(super) fn open_shares(
     };
     let root = |fd| OpenShare { name: plan.root.name.clone(), read_only: plan.root.read_only, fd };
     let mut shares: Vec<_> = root_fd.into_iter().map(root).collect();
-    let mut files = vec![];
+    let mut views = vec![];
     for bind in &plan.binds {
-        let (fd, kind) = open_bind(bind)?;
-        files.push(kind == FileType::RegularFile);
+        let OpenBind { fd, view, is_file } = open_bind(bind)?;
+        views.push((view, is_file));
         shares.push(OpenShare { name: bind.name.clone(), read_only: bind.read_only, fd });
     }
-    for point in &plan.mount_points {
-        let file = match point.kind {
-            MountPointKind::Directory => false,
-            MountPointKind::File => true,
-            MountPointKind::Bind(bind) => files[bind],
-        };
-        mount_points::make(&shares[0].fd, &point.path, file)?;
+    let is_file = |point: &MountPoint| match point.kind {
+        MountPointKind::Directory => false,
+        MountPointKind::File => true,
+        MountPointKind::Bind(bind) => views[bind].1,
+    };
+    let own = plan.mount_points.iter().filter(|point| plan.makes_mount_points && !point.nested);
+    for point in own {
+        mount_points::make(&shares[0].fd, &point.path, is_file(point))?;
     }
-    Ok(shares)
+    let view = view_of_root.map(|root| view(plan, root, &shares[0].fd, views));
+    Ok((shares, view.transpose()?.unwrap_or_default()))
+}
+
+/// What the host is to see: `root`, open as `fd`, and what is mounted into it.
+fn view(
+    plan: &SandboxPlan,
+    root: &SharePlan,
+    fd: &OwnedFd,
+    binds: Vec<(OwnedFd, bool)>,
+) -> Result<View, SandboxError> {
+    let copy = fd.try_clone().map_err(|e| not_apart(root, "copying its descriptor", e))?;
+    let mut view = View::of(apart(root, copy)?);
+    let mut binds = binds.into_iter().zip(&plan.binds);
+    for point in &plan.mount_points {
+        let shown = match point.kind {
+            MountPointKind::Directory => Shown::Directory,
+            MountPointKind::File => Shown::File,
+            // Both lists are in the order of mounting.
+            MountPointKind::Bind(_) => match binds.next() {
+                Some(((fd, is_file), bind)) => Shown::Share { fd: apart(bind, fd)?, is_file },
+                None => continue,
+            },
+        };
+        view.add(point.path.clone(), shown);
+    }
+    Ok(view)
 }
 
 /// As [`open_shares`], for a file server that is confined already and cannot set anything apart:
@@ -62,41 +102,52 @@ pub(super) fn open_shares(
 pub(crate) fn open_apart(
     plan: &SandboxPlan,
     root: RootSource,
-) -> Result<Vec<OpenShare>, SandboxError> {
-    let apart = |share: OpenShare| {
+) -> Result<(Vec<OpenShare>, View), SandboxError> {
+    let (shares, view) = open_shares(plan, root)?;
+    let plans = plan.root_is_served.then_some(&plan.root).into_iter().chain(&plan.binds);
+    let apart = |(share, plan): (OpenShare, _)| {
         let OpenShare { name, read_only, fd } = share;
-        let fd = set_apart(fd, read_only).map_err(|ApartError { step, source }| {
-            let is_it = |plan: &&SharePlan| plan.name == name;
-            let found = std::iter::once(&plan.root).chain(&plan.binds).find(is_it);
-            let (field, path) =
-                found.map(|p| (p.field.clone(), p.source.clone())).unwrap_or_default();
-            SandboxError::Detach { field, path, step, source }
-        })?;
-        Ok(OpenShare { name, read_only, fd })
+        Ok(OpenShare { name, read_only, fd: apart(plan, fd)? })
     };
-    open_shares(plan, root)?.into_iter().map(apart).collect()
+    let shares: Result<_, _> = shares.into_iter().zip(plans).map(apart).collect();
+    Ok((shares?, view))
 }
 
-/// What `bind` binds: a directory or file of the host, or a mount made of it.
-fn open_bind(bind: &SharePlan) -> Result<(OwnedFd, FileType), SandboxError> {
-    let failed = |step, source| {
-        let (field, path) = (bind.field.clone(), bind.source.clone());
-        SandboxError::Detach { field, path, step, source }
-    };
+/// What `fd`, a share as `plan` says, is in a mount of its own.
+fn apart(plan: &SharePlan, fd: OwnedFd) -> Result<OwnedFd, SandboxError> {
+    let apart = set_apart(fd, plan.read_only);
+    apart.map_err(|ApartError { step, source }| not_apart(plan, step, source))
+}
+
+fn not_apart(plan: &SharePlan, step: &'static str, source: io::Error) -> SandboxError {
+    let (field, path) = (plan.field.clone(), plan.source.clone());
+    SandboxError::Detach { field, path, step, source }
+}
+
+/// Opens what `bind` binds: a directory or file of the host, or a mount made of it.
+fn open_bind(bind: &SharePlan) -> Result<OpenBind, SandboxError> {
     if let Some(data) = &bind.overlay {
         let mounted = detach::overlay(&bind.source, data);
-        return Ok((mounted.map_err(|e| failed("mounting overlayfs", e))?, FileType::Directory));
+        let [fd, view] = mounted.map_err(|e| not_apart(bind, "mounting overlayfs", e))?;
+        return Ok(OpenBind { fd, view, is_file: false });
     }
-    let mut fd = open_path(bind, OFlags::PATH)?;
-    let kind = check_kind(bind, &fd)?;
+    let found = open_path(bind, OFlags::PATH)?;
+    let is_file = check_kind(bind, &found)? == FileType::RegularFile;
+    let copy = || {
+        let copied = detach::copy(&found, bind.recursive);
+        copied.map_err(|e| not_apart(bind, "copying the mount", e))
+    };
+    let view = copy()?;
     // Nothing can be mounted below a file, and the file server copies with what is below.
-    if (!bind.recursive && kind == FileType::Directory) || bind.id_map.is_some() {
-        fd = detach::copy(&fd, bind.recursive).map_err(|e| failed("copying the mount", e))?;
-    }
+    let fd = match (bind.recursive || is_file) && bind.id_map.is_none() {
+        true => found,
+        false => copy()?,
+    };
     if let Some(map) = &bind.id_map {
-        detach::set_id_map(&fd, map).map_err(|e| failed("mapping its owners", e))?;
+        let mapped = detach::set_id_map(&[&fd, &view], map);
+        mapped.map_err(|e| not_apart(bind, "mapping its owners", e))?;
     }
-    Ok((fd, kind))
+    Ok(OpenBind { fd, view, is_file })
 }
 
 /// Opens as mount(2) would resolve the source: through symbolic links.

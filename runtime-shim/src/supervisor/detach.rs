@@ -17,7 +17,7 @@ use rustix::io::FdFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{check_console, lifecycle};
+use super::{check_console, lead, lifecycle};
 use crate::announce;
 use crate::failure::Failure;
 use crate::fd_message;
@@ -79,9 +79,11 @@ pub fn start(
 
 /// In the new process: takes the request, supervises, and gives the exit code.
 pub fn serve_detached(channel: RawFd) -> Result<u8, Failure> {
-    serve(channel, |options, root, report| {
-        let root = root.map_or(RootSource::Bundle, RootSource::Fd);
-        lifecycle::supervise(SandboxRequest { options, root }, report)
+    lead(|leader| {
+        serve(channel, |options, root, report| {
+            let root = root.map_or(RootSource::Bundle, RootSource::Fd);
+            lifecycle::supervise(SandboxRequest { options, root }, leader, report)
+        })
     })
 }
 

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::claim::{Claim, first_record, plan_cgroup};
 use super::container::{Container, kill_failure, program_of};
+use super::leader::Leader;
 use super::lifecycle::{Workload, tell_notes};
 use super::membership::Place;
 use super::oom::OomShield;
@@ -66,6 +67,7 @@ pub(super) fn supervise(
     root: RootSource,
     place: Place,
     policy: &Policy,
+    leader: &Leader,
     mut signals: Signals,
     report: impl FnOnce(u32) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
@@ -73,9 +75,10 @@ pub(super) fn supervise(
     let (id, bundle) = (&options.id, &options.bundle);
     let plan = plan_member(id, bundle, options.spec.clone(), policy, &membership)?;
     tell_notes(&options, &plan);
-    let shares = open_apart(&plan, root)?;
+    let (shares, view) = open_apart(&plan, root)?;
     let call_limit = Duration::from_secs(sandbox.record.call_limit_s);
     let claim = claim(&options, &plan, &sandbox.record, &membership, call_limit)?;
+    leader.enter(view)?;
     let server = ControlServer::bind(&claim.dir.path(CONTROL_SOCKET))?;
     let terminal = Terminal::open(plan.terminal, &options.console)?;
     claim.run_create_hooks(&plan.hooks, &mut signals)?;

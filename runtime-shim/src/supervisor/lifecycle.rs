@@ -11,6 +11,7 @@ use oci_spec::runtime::LinuxResources;
 use super::claim::{Claim, first_record, plan_cgroup};
 use super::container::{Container, program_of};
 use super::joined;
+use super::leader::Leader;
 use super::members::Member;
 use super::membership;
 use super::oom::OomShield;
@@ -74,20 +75,22 @@ pub(super) enum Outcome {
 /// started, if it is to be), and stays until the workload has ended. Gives its exit code.
 pub(super) fn supervise(
     request: SandboxRequest,
+    leader: &Leader,
     report: impl FnOnce(u32) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
-    let signals = Signals::block()
-        .map_err(|e| Failure::new("preparing the supervisor", e.to_string(), ""))?;
+    let signals = leader.block_signals()?;
     let SandboxRequest { options, root } = request;
     let policy = config::policy()?;
     if let Some(place) = membership::find(&options, &policy)? {
-        return joined::supervise(options, root, place, &policy, signals, report);
+        return joined::supervise(options, root, place, &policy, leader, signals, report);
     }
     let plan = plan(&options.id, &options.bundle, options.spec.clone(), &policy)?;
     tell_notes(&options, &plan);
-    let prepared = prepare(&plan, root, options.debug || plan.debug_console)?;
+    let mut prepared = prepare(&plan, root, options.debug || plan.debug_console)?;
     let guest_disks = prepared.guest_disks().clone();
+    let view = prepared.take_view();
     let limit = boot_limit(&plan)?;
+    let enter = || leader.enter(view);
     let boot = |claim: &mut Claim, signals: &mut Signals, network| {
         let Claim { dir, record, cgroup, .. } = claim;
         let dir = &*dir;
@@ -96,7 +99,7 @@ pub(super) fn supervise(
             Ok(dir.write_record(record)?)
         })
     };
-    let mut supervisor = Supervisor::boot(&options, &plan, limit, signals, boot)?;
+    let mut supervisor = Supervisor::boot(&options, &plan, limit, signals, enter, boot)?;
     let mut workload = supervisor.create(&plan, guest_disks)?;
     supervisor.limit_cpu_time(&plan)?;
     if options.start {
@@ -117,12 +120,14 @@ pub(super) fn tell_notes(options: &SandboxOptions, plan: &SandboxPlan) {
 }
 
 impl Supervisor {
-    /// Claims the id and boots the machine by `boot`.
+    /// Claims the id, lets the first thread `enter` the container's namespaces, and boots the
+    /// machine by `boot`.
     fn boot(
         options: &SandboxOptions,
         plan: &SandboxPlan,
         limit: Duration,
         mut signals: Signals,
+        enter: impl FnOnce() -> Result<(), Failure>,
         boot: impl FnOnce(&mut Claim, &mut Signals, Devices) -> Result<Machine, Failure>,
     ) -> Result<Self, Failure> {
         let call_limit = limit * CALL_FACTOR;
@@ -135,6 +140,7 @@ impl Supervisor {
         let dir = store.claim(&record, &process)?;
         let mut claim =
             Claim { store, dir, record, runner, cgroup: None, shield: None, keep: false };
+        enter()?;
         let server = ControlServer::bind(&claim.dir.path(CONTROL_SOCKET))?;
         // Before the boot: a client that is not there should not cost one.
         let terminal = Terminal::open(plan.terminal, &options.console)?;

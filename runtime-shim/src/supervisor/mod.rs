@@ -9,6 +9,7 @@ mod container;
 mod detach;
 mod ending;
 mod joined;
+mod leader;
 mod lifecycle;
 mod members;
 mod membership;
@@ -25,14 +26,16 @@ use crate::failure::Failure;
 use crate::request::{ConsoleMode, SandboxRequest};
 
 pub use detach::{SUPERVISE, run_detached, serve, serve_detached, start};
+pub use leader::{Leader, lead};
 pub use terminal::Terminal;
 pub use workload::start_failure;
 
-/// Runs one container in the foreground and gives its exit code.
-pub fn run_foreground(request: SandboxRequest) -> Result<u8, Failure> {
+/// Runs one container in the foreground, of a process whose first thread is `leader`, and gives
+/// its exit code.
+pub fn run_foreground(request: SandboxRequest, leader: &Leader) -> Result<u8, Failure> {
     check_console(&request, false)?;
     let announcement = request.options.announcement.clone();
-    lifecycle::supervise(request, |pid| announcement.make(pid, announce::CONTAINER))
+    lifecycle::supervise(request, leader, |pid| announcement.make(pid, announce::CONTAINER))
 }
 
 /// Terminal and console socket must fit; the words are runc's.

@@ -80,7 +80,7 @@ impl MountPlan {
         ]));
         self.guest.push(mount);
         let kind = MountPointKind::Directory;
-        self.mount_points.push(MountPoint { path: destination.to_owned(), kind });
+        self.mount_points.push(MountPoint { path: destination.to_owned(), kind, nested: false });
         DiskUse::Mount { fstype, options: vec![], target }
     }
 }
