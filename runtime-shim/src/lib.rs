@@ -31,6 +31,8 @@ pub mod launch;
 pub mod logging;
 pub mod network;
 pub mod plan;
+#[cfg(test)]
+mod privilege;
 pub mod process;
 pub mod request;
 pub mod sandbox;

@@ -305,6 +305,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+    use crate::privilege::is_root;
 
     /// Runs a shell script as a child would run, and gives what it printed.
     fn run(script: &str) -> String {
@@ -327,16 +328,9 @@ mod tests {
         std::os::unix::net::UnixStream::pair().unwrap().0.into()
     }
 
-    fn may_make_namespaces() -> bool {
-        rustix::process::geteuid().is_root() || {
-            println!("skipped: only root makes pid namespaces");
-            false
-        }
-    }
-
     #[test]
     fn child_is_first_of_its_namespace_and_has_four_descriptors() {
-        if !may_make_namespaces() {
+        if !is_root() {
             return;
         }
         // The shell itself opens its script as descriptor 10.
@@ -351,7 +345,7 @@ mod tests {
 
     #[test]
     fn child_without_control_has_its_arguments_output_and_namespace() {
-        if !may_make_namespaces() {
+        if !is_root() {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -387,7 +381,7 @@ mod tests {
 
     #[test]
     fn child_whose_gate_closes_never_runs() {
-        if !may_make_namespaces() {
+        if !is_root() {
             return;
         }
         let control = control();
@@ -405,7 +399,7 @@ mod tests {
 
     #[test]
     fn dropped_child_has_ended() {
-        if !may_make_namespaces() {
+        if !is_root() {
             return;
         }
         let control = control();

@@ -5,8 +5,11 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
+
+use crate::LIMIT;
 
 /// A script that ends with 5 once its terminal had two sizes and a line; engines set the first one
 /// only after the start.
@@ -81,16 +84,28 @@ impl OnTerminal {
         rustix::termios::tcsetwinsize(&self.master, size).expect("window size");
     }
 
-    /// Reads until what was shown contains `text`; fails at the terminal's end.
+    /// Reads until what was shown contains `text`; fails at the terminal's end, and when nothing
+    /// comes for [`LIMIT`].
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
         while !self.shown().contains(text) {
-            let mut bytes = [0; 4096];
-            match self.master.read(&mut bytes) {
-                Ok(n) if n > 0 => self.seen.extend_from_slice(&bytes[..n]),
-                _ => panic!("the terminal ended without {text:?}: {}", self.shown()),
-            }
+            assert!(self.read_some(), "the terminal ended without {text:?}: {}", self.shown());
         }
+    }
+
+    /// Reads what there is, or waits for it; `false` at the end.
+    #[track_caller]
+    fn read_some(&mut self) -> bool {
+        let mut watched = [PollFd::new(&self.master, PollFlags::IN)];
+        let limit = Timespec::try_from(LIMIT).expect("a limit of minutes");
+        let ready =
+            rustix::event::poll(&mut watched, Some(&limit)).expect("waiting for the terminal");
+        assert!(ready > 0, "nothing comes from the terminal for {LIMIT:?}: {}", self.shown());
+        let mut bytes = [0; 4096];
+        // A pty whose other end is closed reads as EIO.
+        let count = self.master.read(&mut bytes).unwrap_or(0);
+        self.seen.extend_from_slice(&bytes[..count]);
+        count > 0
     }
 
     /// What was shown so far.
@@ -100,11 +115,7 @@ impl OnTerminal {
 
     /// Reads to the end and gives the exit code.
     pub fn finish(mut self) -> (i32, String) {
-        let mut bytes = [0; 4096];
-        // A pty whose other end is closed reads as EIO.
-        while let Ok(n @ 1..) = self.master.read(&mut bytes) {
-            self.seen.extend_from_slice(&bytes[..n]);
-        }
+        while self.read_some() {}
         let code = self.child.wait().expect("waiting").code().unwrap_or(-1);
         (code, self.shown())
     }

@@ -439,6 +439,8 @@ fn mount_namespace_shows_the_host_the_container_and_runs_nothing_of_it() {
     });
     let container = Container::create(bundle);
     let process = Path::new("/proc").join(container.0.supervisor.to_string());
+    // What `ps`, `top` and the kernel's reports of an OOM call it.
+    assert_eq!(fs::read_to_string(process.join("comm")).expect("its name"), "bulkhead\n");
     let namespace = |of: &Path| fs::read_link(of.join("ns/mnt")).expect("a namespace");
     assert_ne!(namespace(&process), namespace(Path::new("/proc/self")));
     let mounts = fs::read_to_string(process.join("mountinfo")).expect("its mounts");

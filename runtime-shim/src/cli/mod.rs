@@ -228,6 +228,9 @@ struct InternalArgs {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if let Some(internal) = Internal::of(&arguments) {
+        // The kernel named this process `exe`, after the link by which it was executed. A name
+        // that stays as it is harms nothing.
+        let _ = rustix::thread::set_name(c"bulkhead");
         return internal.run();
     }
     let cli = match Cli::parse_as_runc(&arguments) {

@@ -188,8 +188,7 @@ fn poststop_hooks_run_on_behind_a_failure_each_crossed_off_before() {
 
 #[test]
 fn hooks_of_the_runtime_leave_the_namespace_that_their_caller_has_entered() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root makes network namespaces");
+    if !crate::privilege::is_root() {
         return;
     }
     let rig = Rig::new();

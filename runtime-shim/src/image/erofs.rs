@@ -231,11 +231,11 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::privilege::is_root;
 
     #[test]
     fn confined_program_ends_with_the_thread_that_started_it() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: needs root");
+        if !is_root() {
             return;
         }
         let root = File::open("/").unwrap();
@@ -263,8 +263,7 @@ mod tests {
 
     #[test]
     fn confined_program_that_opens_a_file_by_its_handle_is_killed() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: needs root");
+        if !is_root() {
             return;
         }
         let root = File::open("/").unwrap();

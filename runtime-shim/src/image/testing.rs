@@ -9,15 +9,6 @@ use tar::EntryType;
 
 use super::digest::Sha256Digest;
 
-/// Whether tests that change owners, make devices and mount can run; prints why not.
-pub fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        println!("skipped: needs root");
-    }
-    root
-}
-
 /// Whether `program` can be run; prints why a test is skipped.
 pub fn has_program(program: &str) -> bool {
     let found = std::env::var_os("PATH").is_some_and(|path| {

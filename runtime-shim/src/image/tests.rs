@@ -11,8 +11,9 @@ use tempfile::TempDir;
 use super::manifest::Image;
 use super::rootfs::Rootfs;
 use super::store::Progress;
-use super::testing::{Compression, ImageFiles, TarStream, compress, has_program, is_root};
+use super::testing::{Compression, ImageFiles, TarStream, compress, has_program};
 use super::*;
+use crate::privilege::is_root;
 
 struct Silent;
 

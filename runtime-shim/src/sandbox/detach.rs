@@ -148,13 +148,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-
-    fn is_root() -> bool {
-        rustix::process::geteuid().is_root() || {
-            println!("skipped: only root makes mounts");
-            false
-        }
-    }
+    use crate::privilege::is_root;
 
     #[test]
     fn user_namespace_leaves_no_process() {

@@ -179,13 +179,22 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    use super::*;
+    use tempfile::TempDir;
 
-    fn is_root() -> bool {
-        rustix::process::geteuid().is_root() || {
-            println!("skipped: only root makes mount namespaces");
-            false
+    use super::*;
+    use crate::privilege::is_root;
+
+    /// `directories` under a new one, unless this user makes no mount namespaces.
+    fn tree(directories: &[&str]) -> Option<TempDir> {
+        let dir = is_root().then(|| tempfile::tempdir().unwrap())?;
+        for name in directories {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
         }
+        Some(dir)
+    }
+
+    fn writable(path: &Path) -> Shown {
+        Shown::Share { fd: share(path, false), is_file: path.is_file() }
     }
 
     fn share(path: &Path, read_only: bool) -> OwnedFd {
@@ -210,23 +219,15 @@ mod tests {
 
     #[test]
     fn shares_are_seen_and_written_where_the_container_has_them() {
-        if !is_root() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
+        let Some(dir) = tree(&["root/etc", "data/sub"]) else { return };
         let at = |name: &str| dir.path().join(name);
-        for name in ["root", "root/etc", "data", "data/sub"] {
-            fs::create_dir(at(name)).unwrap();
-        }
         fs::write(at("root/etc/hosts"), "of the image").unwrap();
         fs::write(at("hosts"), "of the host").unwrap();
         let mut view = View::of(share(&at("root"), false));
-        let data = Shown::Share { fd: share(&at("data"), false), is_file: false };
         let constant = Shown::Share { fd: share(&at("data"), true), is_file: false };
-        let hosts = Shown::Share { fd: share(&at("hosts"), false), is_file: true };
-        view.add("/var/data".into(), data);
+        view.add("/var/data".into(), writable(&at("data")));
         view.add("/const".into(), constant);
-        view.add("/etc/hosts".into(), hosts);
+        view.add("/etc/hosts".into(), writable(&at("hosts")));
         within(view, || {
             assert_eq!(fs::read_to_string("/etc/hosts").unwrap(), "of the host");
             fs::write("/new", "1").unwrap();
@@ -241,21 +242,15 @@ mod tests {
 
     #[test]
     fn what_the_guest_makes_is_hidden_and_takes_nothing() {
-        if !is_root() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
+        let Some(dir) = tree(&["root/tmp", "data"]) else { return };
         let at = |name: &str| dir.path().join(name);
-        fs::create_dir_all(at("root/tmp")).unwrap();
-        fs::create_dir(at("data")).unwrap();
         fs::write(at("root/tmp/below"), "").unwrap();
         fs::write(at("root/secret"), "hidden").unwrap();
         let mut view = View::of(share(&at("root"), false));
         view.add("/tmp".into(), Shown::Directory);
         view.add("/secret".into(), Shown::File);
         // In the guest it is in the tmpfs.
-        let data = Shown::Share { fd: share(&at("data"), false), is_file: false };
-        view.add("/tmp/data".into(), data);
+        view.add("/tmp/data".into(), writable(&at("data")));
         within(view, || {
             assert_eq!(fs::read_dir("/tmp").unwrap().count(), 0);
             assert_eq!(kind(fs::write("/tmp/x", "")), Some(Errno::ROFS));
@@ -268,20 +263,13 @@ mod tests {
 
     #[test]
     fn nothing_of_the_host_is_left_and_links_stay_inside() {
-        if !is_root() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
+        let Some(dir) = tree(&["root", "outside", "data"]) else { return };
         let at = |name: &str| dir.path().join(name);
-        fs::create_dir(at("root")).unwrap();
-        fs::create_dir(at("outside")).unwrap();
-        fs::create_dir(at("data")).unwrap();
         symlink(at("outside"), at("root/link")).unwrap();
         symlink("../../../../..", at("root/up")).unwrap();
         let mut view = View::of(share(&at("root"), false));
         for point in ["/link/in", "/up/proc"] {
-            let shown = Shown::Share { fd: share(&at("data"), false), is_file: false };
-            view.add(point.into(), shown);
+            view.add(point.into(), writable(&at("data")));
         }
         let mut names: Vec<_> = within(view, || {
             assert!(!fs::exists("/up/etc").unwrap() && !fs::exists("/proc/self").unwrap());
@@ -295,16 +283,53 @@ mod tests {
 
     #[test]
     fn no_program_of_the_container_runs_on_the_host() {
-        if !is_root() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
+        let Some(dir) = tree(&[]) else { return };
         let program = dir.path().join("program");
         crate::script::write(&program, "exit 0");
         assert_eq!(fs::metadata(&program).unwrap().permissions().mode() & 0o111, 0o111);
         let view = View::of(share(dir.path(), false));
         let refused = within(view, || kind(std::process::Command::new("/program").status()));
         assert_eq!(refused, Some(Errno::ACCESS));
+    }
+
+    #[test]
+    fn mount_over_the_hosts_root_does_not_keep_it() {
+        let Some(dir) = tree(&["root", "over"]) else { return };
+        fs::write(dir.path().join("root/own"), "").unwrap();
+        let [root, over] = ["root", "over"].map(|name| share(&dir.path().join(name), false));
+        let (entered, namespace) = std::sync::mpsc::channel();
+        let (done, end) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // SAFETY: only this thread's mount namespace, root and directory change.
+                unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+                let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                rustix::mount::mount_change(c"/", private).unwrap();
+                attach(&over, CWD, "/").unwrap();
+                View::of(root).enter().unwrap();
+                entered.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+                // The namespace lasts until it has been looked at.
+                let _ = end.recv();
+            });
+            let tid = namespace.recv().unwrap();
+            let namespace = fs::File::open(format!("/proc/self/task/{tid}/ns/mnt")).unwrap();
+            let look = scope.spawn(move || {
+                // SAFETY: this thread's root and directory become its own, and nothing else.
+                unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.unwrap();
+                let enter = || {
+                    let kind = Some(rustix::thread::LinkNameSpaceType::Mount);
+                    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)
+                };
+                enter().unwrap();
+                assert!(fs::exists("/own").unwrap() && !fs::exists("/etc").unwrap());
+                // What is below, if anything is, shows when the topmost mount is gone.
+                rustix::mount::unmount("/", UnmountFlags::DETACH).unwrap();
+                enter().is_ok() && fs::exists("/etc").unwrap()
+            });
+            let host_is_below = look.join().unwrap();
+            drop(done);
+            assert!(!host_is_below);
+        });
     }
 
     #[test]

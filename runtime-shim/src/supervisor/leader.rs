@@ -20,6 +20,9 @@ use crate::signal::Signals;
 
 const PHASE: &str = "preparing the supervisor";
 
+/// What enters and makes namespaces (namespaces(7)).
+const FIX: &str = "run as root, with CAP_SYS_ADMIN";
+
 type Task = Box<dyn FnOnce() + Send>;
 
 /// The first thread, as the second asks it to do things.
@@ -56,7 +59,7 @@ impl Leader {
     /// Lets the first thread follow the calling one into its network namespace, and lets it enter
     /// `view`.
     pub(super) fn enter(&self, view: View) -> Result<(), Failure> {
-        let failed = |what: &str, e: io::Error| Failure::new(PHASE, format!("{what}: {e}"), "");
+        let failed = |what: &str, e: io::Error| Failure::new(PHASE, format!("{what}: {e}"), FIX);
         let network = File::open("/proc/thread-self/ns/net")
             .map_err(|e| failed("opening its network namespace", e))?;
         self.ask(move || network::follow(&network))
@@ -107,8 +110,8 @@ mod tests {
 
     #[test]
     fn first_thread_enters_the_namespaces_and_the_second_stays_with_the_hosts_files() {
-        if !rustix::process::geteuid().is_root() {
-            return println!("skipped: only root makes namespaces");
+        if !crate::privilege::is_root() {
+            return;
         }
         // A thread of its own: it does not come back.
         let test = || {

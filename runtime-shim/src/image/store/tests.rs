@@ -10,7 +10,8 @@ use super::*;
 use crate::eventually::eventually;
 use crate::image::manifest::Image;
 use crate::image::reference::{Reference, Selector, Transport};
-use crate::image::testing::{Compression, ImageFiles, TarStream, is_root};
+use crate::image::testing::{Compression, ImageFiles, TarStream};
+use crate::privilege::is_root;
 
 #[derive(Default)]
 struct Counted {

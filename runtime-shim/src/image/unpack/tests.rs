@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::image::tar::skip_by_reading;
-use crate::image::testing::{TarStream, is_root};
+use crate::image::testing::TarStream;
+use crate::privilege::is_root;
 
 struct Bytes<'a>(&'a [u8]);
 
