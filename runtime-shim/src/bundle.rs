@@ -12,9 +12,10 @@ use bulkhead_protocol::limits::SPEC_MAX;
 use oci_spec::runtime::{Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_ignored::Path as Unknown;
+use serde_path_to_error::{Path as Wrong, Track};
 use thiserror::Error;
 
-use crate::failure::Explain;
+use crate::failure::{Explain, printable};
 
 /// Name of the configuration inside a bundle.
 pub const CONFIG: &str = "config.json";
@@ -47,8 +48,16 @@ pub enum BundleError {
     #[error("{0}: only Linux containers are run")]
     Platform(&'static str),
     /// Not the JSON that the specification asks for.
-    #[error("{0} is malformed")]
-    Malformed(PathBuf, #[source] serde_json::Error),
+    #[error("{} is malformed{}", .file.display(), named(.field))]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// The field, as `process.args[1]`; empty if none is to blame.
+        field: String,
+        /// What is wrong with it, and where.
+        #[source]
+        source: serde_json::Error,
+    },
 }
 
 impl Explain for BundleError {
@@ -63,7 +72,7 @@ impl Explain for BundleError {
             Self::Kind(_) | Self::Read(..) => String::new(),
             Self::Long(_) => "shorten it".into(),
             Self::Platform(field) => format!("remove {field} from {CONFIG}"),
-            Self::Malformed(..) => "compare it with the output of `bulkhead spec`".into(),
+            Self::Malformed { .. } => "compare it with the output of `bulkhead spec`".into(),
         }
     }
 }
@@ -102,15 +111,28 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<(T, Unknowns), BundleEr
     let bytes = read_bounded(path)?;
     // serde takes an array for a structure, too; the specification does not.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
-        let error = serde::de::Error::custom("an object is wanted");
-        return Err(BundleError::Malformed(path.to_owned(), error));
+        let source = serde::de::Error::custom("an object is wanted");
+        return Err(BundleError::Malformed { file: path.to_owned(), field: String::new(), source });
     }
     let mut unknown = Unknowns::default();
     let mut json = serde_json::Deserializer::from_slice(&bytes);
-    let value = serde_ignored::deserialize(&mut json, |field| unknown.add(&field));
+    let mut track = Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let value = serde_ignored::deserialize(tracked, |field| unknown.add(&field));
     let value = value.and_then(|value| json.end().map(|()| value));
-    let value = value.map_err(|e| BundleError::Malformed(path.to_owned(), e))?;
+    let value = value.map_err(|source| malformed(path, &track.path(), source))?;
     Ok((value, unknown))
+}
+
+fn malformed(file: &Path, field: &Wrong, source: serde_json::Error) -> BundleError {
+    // A key can be as long as the file.
+    let field = field.iter().next().map(|_| printable(&field.to_string())).unwrap_or_default();
+    BundleError::Malformed { file: file.to_owned(), field, source }
+}
+
+/// How a message goes on with the name of a field.
+fn named(field: &str) -> String {
+    if field.is_empty() { String::new() } else { format!(": {field}") }
 }
 
 /// Fields that are no part of what was read.
@@ -198,8 +220,28 @@ mod tests {
     #[test]
     fn config_that_is_not_the_json_asked_for_is_malformed() {
         for content in [&b""[..], b"[]", b"{\"process\": 7}", b"\xff"] {
-            assert!(matches!(refused(content), BundleError::Malformed(..)), "{content:?}");
+            assert!(matches!(refused(content), BundleError::Malformed { .. }), "{content:?}");
         }
+    }
+
+    #[test]
+    fn malformed_field_is_named_with_its_place_in_the_file() {
+        let cause = |content: &str| Failure::from(refused(content.as_bytes())).cause;
+        let says = |content: &str, words: &str| {
+            let cause = cause(content);
+            assert!(cause.contains(words), "{cause}");
+        };
+        let number = "config.json is malformed: mounts[1].options: invalid type: integer `7`, \
+                      expected a sequence at line 2 column 34";
+        says(
+            "{\"mounts\": [{\"destination\": \"/a\"},\n{\"destination\": \"/b\", \"options\": 7}]}",
+            number,
+        );
+        says("[]", "config.json is malformed: an object is wanted");
+        says("", "config.json is malformed: EOF while parsing");
+        let key = "k".repeat(100_000);
+        let long = cause(&format!(r#"{{"linux": {{"sysctl": {{"{key}": 1}}}}}}"#));
+        assert!(long.contains("linux.sysctl.kkk") && long.len() < 1000, "{}", long.len());
     }
 
     #[test]
@@ -211,7 +253,7 @@ mod tests {
         let config = read_spec(dir.path()).unwrap();
         let expected = ["x", "root.y", "mounts[0].z", "linux.resources.memory.w"];
         assert_eq!(config.unknown, expected);
-        assert!(matches!(refused(b"{} x"), BundleError::Malformed(..)));
+        assert!(matches!(refused(b"{} x"), BundleError::Malformed { .. }));
     }
 
     #[test]
