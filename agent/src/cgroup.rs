@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, ErrorKind},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
@@ -42,6 +42,9 @@ pub enum CgroupError {
         /// Key and value of `cgroup.events`.
         state: &'static str,
     },
+    /// Not a part of the container's cgroup.
+    #[error("cgroup {0:?}: the container has no such part of its cgroup")]
+    Part(String),
     /// The cgroup cannot be removed.
     #[error("remove cgroup {path}: {source}")]
     Remove {
@@ -74,6 +77,16 @@ pub fn part_with(path_in_hierarchy: &Path, init: u32) -> Result<Option<String>, 
     }
     let membership = read(PathBuf::from(format!("/proc/{init}/cgroup")))?;
     Ok(part_named(path_in_hierarchy, &membership))
+}
+
+/// `part`, a path below `path_in_hierarchy`, if it leads to a cgroup there.
+pub fn existing_part(path_in_hierarchy: &Path, part: &str) -> Result<String, CgroupError> {
+    let below = part.trim_matches('/');
+    let inside = Path::new(below).components().all(|c| matches!(c, Component::Normal(_)));
+    match inside && directory(path_in_hierarchy).join(below).is_dir() {
+        true => Ok(below.to_owned()),
+        false => Err(CgroupError::Part(part.to_owned())),
+    }
 }
 
 /// The part of a cgroup that `/proc/PID/cgroup` names.
@@ -250,6 +263,14 @@ mod tests {
         assert_eq!(kills_in(text), 3);
         assert_eq!(kills_in(b"oom 2\n"), 0);
         assert_eq!(kills_in(b"oom_kill x\n"), 0);
+    }
+
+    #[test]
+    fn part_that_leads_elsewhere_or_nowhere_is_refused() {
+        for part in ["..", "../other", "a/../..", "/../other", "bulkhead-has-no-such-cgroup"] {
+            let refused = existing_part(Path::new("/"), part);
+            assert!(matches!(refused, Err(CgroupError::Part(_))), "{part}");
+        }
     }
 
     #[test]

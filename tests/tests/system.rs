@@ -100,6 +100,11 @@ fn systemd_boots_runs_services_and_halts() {
     assert_eq!(state.text(), "running", "{}{}", state.stderr, failed.text());
     // What is added goes where the init is: the kernel lets nothing into a divided cgroup.
     assert_eq!(exec(&["cat", "/proc/self/cgroup"]).expect(0).text(), "0::/init.scope");
+    exec(&["mkdir", "/sys/fs/cgroup/probe"]).expect(0);
+    let in_part =
+        |part| container.command(&["exec", "--cgroup", part], &["cat", "/proc/self/cgroup"]);
+    assert_eq!(in_part("/probe").expect(0).text(), "0::/probe");
+    assert!(in_part("nowhere").expect(255).stderr.contains("no such part of its cgroup"));
     // A limit of a unit is one of its cgroup.
     let limited = exec(&[
         "systemd-run",

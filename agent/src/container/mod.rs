@@ -30,7 +30,7 @@ use tokio::sync::RwLock;
 use crate::{
     block::{self, Mounts},
     cgroup::Cgroup,
-    helper::{HOOK_STATE_FILE, Order, SPEC_FILE},
+    helper::{Added, HOOK_STATE_FILE, Order, SPEC_FILE},
     reaper::Reaper,
     streams::Streams,
 };
@@ -163,11 +163,10 @@ impl Containers {
         self.launch(id, None, head, &request.stdio).await
     }
 
-    /// `added` is the file of a process to add and the PID of the container's init.
     async fn launch(
         &self,
         id: &ContainerId,
-        added: Option<(PathBuf, u32)>,
+        added: Option<Added>,
         head: ProcessHead,
         stdio: &api::Stdio,
     ) -> Result<Process> {
@@ -176,15 +175,13 @@ impl Containers {
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
             self.run_dir.join("consoles").join(serial.to_string())
         });
-        let (process_file, init_pid) = added.unzip();
         let order = Order {
             container_id: id.as_str().to_owned(),
             state_dir: self.run_dir.join("state"),
             bundle_dir: self.bundle(id),
             cgroup: Cgroup::path_in_hierarchy(id.as_str()),
             console_socket: None,
-            process_file,
-            init_pid: init_pid.unwrap_or_default(),
+            added,
             report_fd: -1,
         };
         Ok(launch(&self.reaper, order, console, host).await?)

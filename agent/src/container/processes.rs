@@ -12,7 +12,7 @@ use super::{
     Container, ContainerError, Containers, ProcessHead, Result, parse_head, process::Process,
     state::State, write,
 };
-use crate::{proc, reaper::Exit};
+use crate::{helper::Added, proc, reaper::Exit};
 
 /// Added processes of one container whose end nobody has asked for.
 pub const EXECS_MAX: usize = 4096;
@@ -74,13 +74,12 @@ impl Containers {
         let file = self.bundle(&container.id).join(format!("process-{serial}"));
         let result = match write(&file, &request.process_json) {
             Ok(()) => {
-                self.launch(
-                    &container.id,
-                    Some((file.clone(), container.init.pid())),
-                    head,
-                    &request.stdio,
-                )
-                .await
+                let added = Added {
+                    process_file: file.clone(),
+                    init_pid: container.init.pid(),
+                    cgroup: Some(request.cgroup).filter(|cgroup| !cgroup.is_empty()),
+                };
+                self.launch(&container.id, Some(added), head, &request.stdio).await
             }
             Err(error) => Err(error),
         };

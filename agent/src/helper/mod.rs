@@ -68,12 +68,21 @@ pub struct Order {
     pub cgroup: PathBuf,
     /// Socket that takes the master of the terminal, if there is one.
     pub console_socket: Option<PathBuf>,
-    /// File with the OCI process to add; without it the container is created.
-    pub process_file: Option<PathBuf>,
-    /// PID of the container's init, for a process to add.
-    pub init_pid: u32,
+    /// The process to add; without it the container is created.
+    pub added: Option<Added>,
     /// Descriptor of the report pipe.
     pub report_fd: RawFd,
+}
+
+/// A process to add to a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Added {
+    /// File with the OCI process.
+    pub process_file: PathBuf,
+    /// PID of the container's init.
+    pub init_pid: u32,
+    /// Part of the container's cgroup to run in, relative to it; without one, where its init is.
+    pub cgroup: Option<String>,
 }
 
 /// The container's configuration as the host gave it.
@@ -161,9 +170,9 @@ pub fn main(order: Option<std::ffi::OsString>) -> i32 {
     set_panic_hook(&reporter);
     limit_files();
     seed_names();
-    let result = match &order.process_file {
+    let result = match &order.added {
         None => create(&order, &reporter),
-        Some(process_file) => exec(&order, process_file, &reporter),
+        Some(added) => exec(&order, added, &reporter),
     };
     match result {
         Ok(pid) => {
@@ -238,18 +247,23 @@ fn start_hooks(spec: &mut Spec, bundle: &Path) -> Result<Option<StartHooks>, Hel
     Ok(Some(StartHooks { list, state }))
 }
 
-fn exec(order: &Order, process_file: &Path, reporter: &Arc<Reporter>) -> Result<u32, HelperError> {
+fn exec(order: &Order, added: &Added, reporter: &Arc<Reporter>) -> Result<u32, HelperError> {
+    let Added { process_file, init_pid, cgroup } = added;
+    let part = match cgroup {
+        Some(part) => Some(cgroup::existing_part(&order.cgroup, part)?),
+        None => cgroup::part_with(&order.cgroup, *init_pid)?,
+    };
     let spec = read_spec(order)?;
     let mut process: Process = parse("the process", process_file)?;
     let mut task = adapt::process(&mut process, adapt::seccomp_of(&spec), false)?;
-    task.identity = Identity::of(&spec, process.user(), order.init_pid)?;
+    task.identity = Identity::of(&spec, process.user(), *init_pid)?;
     own_pipes(&spec, Some(&process), &task);
     write_json(process_file, &process)?;
     let pid = builder(order, task, reporter)?
         .as_tenant()
         .with_detach(true)
         .with_process(Some(process_file))
-        .with_sub_cgroup(cgroup::part_with(&order.cgroup, order.init_pid)?)
+        .with_sub_cgroup(part)
         .as_sibling(true)
         .build()
         .map_err(HelperError::Build)?;

@@ -159,18 +159,21 @@ impl AgentClient<'_> {
         self.call::<api::Empty>("Signal", &request).map(drop)
     }
 
-    /// Runs another process in the container; gives its pid in the guest.
+    /// Runs another process in the container, in the part `cgroup` of its cgroup if one is named;
+    /// gives its pid in the guest.
     pub fn exec(
         &self,
         process: ProcessName<'_>,
         process_json: Vec<u8>,
         streams: Streams,
+        cgroup: Option<&str>,
     ) -> Result<u32, AgentError> {
         let mut request = api::ExecRequest::new();
         request.container_id = process.container.to_string();
         request.exec_id = process.exec_id.to_owned();
         request.process_json = process_json;
         request.stdio = Some(stdio(streams)).into();
+        request.cgroup = cgroup.unwrap_or_default().to_owned();
         let reply: api::ExecResponse = self.call("Exec", &request)?;
         Ok(reply.pid)
     }

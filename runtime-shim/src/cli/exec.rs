@@ -62,7 +62,7 @@ pub(super) struct ExecArgs {
     /// UNIX socket that receives a pidfd of the process of the host that ends with this one.
     #[arg(long, value_name = "SOCKET")]
     pub pidfd_socket: Option<PathBuf>,
-    /// Refused unless it names the container's own cgroup, /: a process is not put into another.
+    /// Run the process in an existing part of the container's cgroup, as a path below it.
     #[arg(long, value_name = "CGROUP")]
     pub cgroup: Vec<String>,
     /// Refused for a paused container: a process cannot join it.
@@ -82,7 +82,7 @@ pub(super) fn run(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
 
 fn exec(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
     refuse_descriptors(args.preserve_fds)?;
-    refuse_cgroup(&args.cgroup)?;
+    let cgroup = part_of_cgroup(&args.cgroup)?;
     let view = global.store().view(&args.id)?;
     if args.ignore_paused && view.status() == Status::Paused {
         let cause = "--ignore-paused: a process cannot join a microVM that is frozen";
@@ -98,6 +98,7 @@ fn exec(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
         state_root: global.state_root()?,
         id: args.id,
         process,
+        cgroup,
         console: match args.console_socket {
             Some(path) => ConsoleMode::Socket(path),
             None => ConsoleMode::Inherit,
@@ -110,16 +111,22 @@ fn exec(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
     }
 }
 
-/// A cgroup is named as PATH or, for cgroup v1, as CONTROLLERS:PATH.
-fn refuse_cgroup(cgroups: &[String]) -> Result<(), Failure> {
-    let path = |cgroup: &String| cgroup.rsplit(':').next().unwrap_or_default().to_owned();
-    match cgroups.iter().find(|cgroup| !matches!(path(cgroup).as_str(), "" | "/")) {
-        Some(cgroup) => {
-            let cause = format!("--cgroup {cgroup}: a process runs in its container's own cgroup");
-            Err(Failure::new("reading the command line", cause, "leave it out, or give /"))
-        }
-        None => Ok(()),
+/// The part of the container's cgroup that `--cgroup PATH` names, if it is not the whole. runc's
+/// CONTROLLERS:PATH are of cgroup v1, and there may be several of those only.
+fn part_of_cgroup(cgroups: &[String]) -> Result<Option<String>, Failure> {
+    let refuse = |cause: &str, fix: &str| Err(Failure::new("reading the command line", cause, fix));
+    let path = match cgroups {
+        [] => return Ok(None),
+        [path] => path,
+        _ => return refuse("--cgroup is given twice", "name one path"),
+    };
+    if path.contains(':') {
+        return refuse("--cgroup: controllers are of cgroup v1", "give the path without them");
     }
+    if path.split('/').any(|part| part == "..") {
+        return refuse("--cgroup: it leads out of the container's cgroup", "leave out `..`");
+    }
+    Ok(Some(path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()))
 }
 
 fn changes(args: &ExecArgs) -> ProcessChanges {
@@ -132,5 +139,24 @@ fn changes(args: &ExecArgs) -> ProcessChanges {
         additional_gids: args.additional_gids.clone(),
         no_new_privileges: args.no_new_privs.then_some(true),
         capabilities: args.cap.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_is_one_path_below_the_containers() {
+        let part = |cgroups: &[&str]| {
+            part_of_cgroup(&cgroups.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        for whole in [&[][..], &[""], &["/"]] {
+            assert_eq!(part(whole).unwrap(), None, "{whole:?}");
+        }
+        assert_eq!(part(&["/a/b/"]).unwrap().as_deref(), Some("a/b"));
+        for refused in [&["a", "b"][..], &["memory:a"], &[".."], &["a/../.."]] {
+            assert!(part(refused).unwrap_err().cause.contains("--cgroup"), "{refused:?}");
+        }
     }
 }

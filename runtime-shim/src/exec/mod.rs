@@ -32,6 +32,8 @@ pub struct ExecOptions {
     pub id: ContainerId,
     /// What to run.
     pub process: Process,
+    /// The part of the container's cgroup to run in, a path below it; where its init is without.
+    pub cgroup: Option<String>,
     /// Where the terminal is, if the process has one.
     pub console: ConsoleMode,
     /// Where the process of the host is told.

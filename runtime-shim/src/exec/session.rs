@@ -64,7 +64,7 @@ impl Session<'_> {
         let program = options.process.args().iter().flatten().next();
         let program = program.map(String::as_str).unwrap_or_default();
         self.agent
-            .exec(self.name, process, streams.numbers)
+            .exec(self.name, process, streams.numbers, options.cgroup.as_deref())
             .map_err(|e| start_failure(e, program))?;
         Ok(streams)
     }
