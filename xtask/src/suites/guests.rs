@@ -15,7 +15,7 @@ use crate::host::kvm::{self, Place};
 use crate::{checkout, process};
 
 /// Seconds that one host may take for its suites.
-const TIMEOUT_S: u32 = 2700;
+const TIMEOUT_S: u32 = 3600;
 /// The same for the long forms.
 const TIMEOUT_FULL_S: u32 = 6 * 3600;
 /// Boot limit of the agent in an emulated host, which is twenty times slower than a machine, and
