@@ -173,7 +173,9 @@ fn container_goes_through_the_states_of_the_specification() {
         assert!(delete.stderr.contains("not stopped"), "{}", delete.stderr);
         let ps = container.command(&["ps", "--format", "json"]).expect(0);
         let pids: Vec<u32> = serde_json::from_slice(&ps.stdout).expect("a list of pids");
-        assert!(!pids.is_empty());
+        let names = pids.iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")));
+        let names: Vec<String> = names.map(|name| name.expect("a process of the host")).collect();
+        assert_eq!(names, ["bulkhead\n", "bulkhead-fsd\n", "bulkhead-vmm\n"]);
         container.0.prints("ready");
         container.kill("TERM").expect(0);
         assert_eq!(container.0.wait(), 7);

@@ -117,9 +117,8 @@ fn systemd_boots_runs_services_and_halts() {
         "cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max",
     ]);
     assert_eq!(limited.expect(0).text(), (64 << 20).to_string());
-    let processes = container.command(&["ps", "--format", "json"], &[]).expect(0);
-    let processes: Vec<u32> = serde_json::from_slice(&processes.stdout).expect("a list");
-    assert!(processes.len() > 3, "init, journal, bus, logins: {processes:?}");
+    let processes = container.command(&["ps"], &[]).expect(0).text();
+    assert!(processes.lines().count() > 4, "init, journal, bus, logins: {processes}");
 
     container.command(&["kill"], &[HALT]).expect(0);
     assert_eq!(container.wait(), 0);

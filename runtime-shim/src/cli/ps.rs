@@ -1,4 +1,5 @@
-//! `ps`: the container's processes, with the pids that they have in the guest.
+//! `ps`: the container's processes with the pids that they have in the guest, as a table; the
+//! sandbox's on the host as JSON, which engines read to look them up there.
 
 use bulkhead_protocol::id::ContainerId;
 use clap::Args;
@@ -8,7 +9,7 @@ use super::{Global, print};
 use crate::agent_client::{AgentClient, ProcessEntry};
 use crate::exec::require_live;
 use crate::failure::Failure;
-use crate::state::VSOCK_SOCKET;
+use crate::state::{VSOCK_SOCKET, View};
 
 /// Arguments of `ps`.
 #[derive(Debug, Args)]
@@ -30,15 +31,24 @@ pub(super) fn run(global: &Global, args: PsArgs) -> Result<u8, Failure> {
     }
     let view = global.store().view(&args.id)?;
     let limit = require_live(&view, "list the processes of")?;
-    let socket = view.path(VSOCK_SOCKET);
-    let processes = AgentClient::new(&socket, limit).processes(&args.id)?;
     match args.format {
         ListFormat::Json => {
-            let pids: Vec<String> = processes.iter().map(|p| p.pid.to_string()).collect();
+            let pids: Vec<String> = host_pids(&view).iter().map(u32::to_string).collect();
             print(&format!("[{}]\n", pids.join(",")))
         }
-        ListFormat::Table => print(&table(&processes)),
+        ListFormat::Table => {
+            let socket = view.path(VSOCK_SOCKET);
+            let processes = AgentClient::new(&socket, limit).processes(&args.id)?;
+            print(&table(&processes))
+        }
     }
+}
+
+/// The supervisor, which is the process of the pid file, and the sandbox's other ones.
+fn host_pids(view: &View) -> Vec<u32> {
+    let record = &view.record;
+    let own = std::iter::once(&record.supervisor);
+    own.chain(&record.children).map(|process| process.pid).collect()
 }
 
 fn table(processes: &[ProcessEntry]) -> String {

@@ -55,7 +55,10 @@ fn created_container_starts_runs_and_stops_as_its_state_says() {
     assert!(stderr(&again).contains("cannot start an already running container"));
     assert_eq!(rig.succeed(&["list", "-q"]), "c\n");
     assert_eq!(rig.succeed(&["list", "-f", "json"]).lines().count(), 1);
-    assert_eq!(rig.succeed(&["ps", "--format", "json", "c"]), "[1]\n");
+    let pids: Vec<u32> =
+        serde_json::from_str(&rig.succeed(&["ps", "--format", "json", "c"])).unwrap();
+    assert_eq!(pids, [vec![rig.supervisor()], rig.children("c")].concat());
+    assert_eq!(rig.succeed(&["ps", "c"]).lines().count(), 2);
     let refused = rig.run(&["delete", "c"]);
     assert!(stderr(&refused).contains("cannot delete container c that is not stopped: running"));
 
@@ -164,7 +167,7 @@ fn exec_whose_pid_file_cannot_be_written_leaves_no_process() {
         assert_eq!(status.code(), Some(255));
         let shown = fs::read_to_string(rig.path("exec-err")).unwrap();
         assert!(shown.starts_with("bulkhead: writing the pid file: a/b: "), "{shown}");
-        assert_eq!(rig.succeed(&["ps", "--format", "json", "c"]), "[1]\n");
+        assert_eq!(rig.succeed(&["ps", "c"]).lines().count(), 2);
     }
     rig.succeed(&["delete", "--force", "c"]);
     rig.assert_clean();
