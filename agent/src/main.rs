@@ -133,7 +133,7 @@ async fn run(run_dir: &Path, transport: &Transport, power: Arc<Power>) -> Result
     let stdio = listen(STDIO_PORT)?;
     let mut server = RpcServer::new()
         .add_listener(RpcListener::new(api))
-        .register_service(Server::service(containers, Arc::clone(&power)));
+        .register_service(Server::service(containers, Arc::clone(&power), Arc::clone(&streams)));
     server.start().await.map_err(ServeError::Rpc)?;
 
     // Kept open: its end tells the host that the agent has ended.

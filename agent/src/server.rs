@@ -21,22 +21,28 @@ use crate::{
     cpu::{self, CpuError},
     helper::report::FailureKind,
     memory,
-    network::Network,
+    network::{self, Network},
     power::Power,
     reaper::Exit,
+    streams::Streams,
 };
 
 /// The service.
 pub struct Server {
     containers: Arc<Containers>,
     power: Arc<Power>,
+    streams: Arc<Streams>,
     network: Mutex<Network>,
 }
 
 impl Server {
     /// The dispatch table of a server of these containers.
-    pub fn service(containers: Arc<Containers>, power: Arc<Power>) -> HashMap<String, Service> {
-        create_agent(Arc::new(Self { containers, power, network: Mutex::default() }))
+    pub fn service(
+        containers: Arc<Containers>,
+        power: Arc<Power>,
+        streams: Arc<Streams>,
+    ) -> HashMap<String, Service> {
+        create_agent(Arc::new(Self { containers, power, streams, network: Mutex::default() }))
     }
 }
 
@@ -214,6 +220,22 @@ impl Agent for Server {
                 };
                 Err(RpcError::RpcStatus(get_status(code, format!("network: {error}"))))
             }
+        }
+    }
+
+    async fn serve_names(
+        &self,
+        _: &TtrpcContext,
+        request: api::NamesRequest,
+    ) -> RpcResult<api::Empty> {
+        let refused = |code, text| RpcError::RpcStatus(get_status(code, format!("names: {text}")));
+        let invalid = |text| refused(Code::INVALID_ARGUMENT, text);
+        let stream = self.streams.claim(request.stream).await;
+        let stream = stream.map_err(|error| invalid(error.to_string()))?;
+        let stream = stream.ok_or_else(|| invalid("no stream".to_owned()))?;
+        match network::serve_names(stream) {
+            Ok(()) => Ok(api::Empty::new()),
+            Err(error) => Err(refused(Code::INTERNAL, error.to_string())),
         }
     }
 

@@ -36,9 +36,18 @@ impl Docker {
             .arg(path("pid"))
             .arg("--add-runtime")
             .arg(format!("bulkhead={}", path("runtime").display()))
-            .args(["--default-runtime", "bulkhead", "--storage-driver", "vfs", "--bip", address])
+            .args([
+                "--default-runtime",
+                "bulkhead",
+                "--storage-driver",
+                "overlay2",
+                "--bip",
+                address,
+            ])
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
         let ready = || run(client(&directory).arg("version")).code == 0;
+        // It stays, whichever container is the first to be run.
+        fs::create_dir_all("/sys/fs/cgroup/docker").expect("cgroup");
         let daemon = Daemon::start(&mut command, &path("log"), ready);
         Self { daemon, directory }
     }
@@ -48,13 +57,26 @@ impl Docker {
         run(client(&self.directory).args(words))
     }
 
+    /// The same, not yet run.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut docker = client(&self.directory);
+        docker.args(words);
+        docker
+    }
+
     /// Makes an image of a root file system.
     #[track_caller]
     pub fn import(&self, root: &Path, name: &str) {
         let archive = self.path("root.tar");
         fs::write(&archive, tar(root)).expect("an archive");
-        run(client(&self.directory).arg("import").arg(&archive).arg(name)).expect(0);
+        self.import_archive(&archive, name);
         fs::remove_file(archive).expect("removing");
+    }
+
+    /// Makes an image of an archive of one.
+    #[track_caller]
+    pub fn import_archive(&self, archive: &Path, name: &str) {
+        run(client(&self.directory).arg("import").arg(archive).arg(name)).expect(0);
     }
 
     /// What the daemon has said.

@@ -30,6 +30,11 @@ pub mod vmm;
 /// that a test which meets it has failed; a busy or emulated machine does not.
 pub const LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
 
+/// Whether long forms of suites are to be run (`cargo xtask test --full`).
+pub fn is_full() -> bool {
+    std::env::var_os("BULKHEAD_TESTS_FULL").is_some()
+}
+
 pub use bundle::Bundle;
 pub use container::Created;
 pub use image::Image;

@@ -7,6 +7,7 @@
 mod apply;
 mod devices;
 mod loopback;
+mod names;
 mod netlink;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 pub use loopback::loopback_up;
+pub use names::serve as serve_names;
 use wanted::{Mac, Wanted};
 
 /// Why the network is not as the host wants it.

@@ -10,7 +10,7 @@ use rustix::thread::{
 use super::{Network, NetworkError};
 
 /// Runs `test` in a thread with a network namespace of its own; not where that cannot be made.
-fn in_namespace(test: impl FnOnce() + Send) {
+pub(super) fn in_namespace(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // SAFETY: the network namespace is nothing that memory or descriptors depend on.

@@ -208,6 +208,14 @@ impl AgentClient<'_> {
         self.call::<api::Empty>("ConfigureNetwork", network).map(drop)
     }
 
+    /// Has the guest answer at its resolver's address with what comes over the stream of this
+    /// number.
+    pub fn serve_names(&self, stream: u64) -> Result<(), AgentError> {
+        let mut request = api::NamesRequest::new();
+        request.stream = stream;
+        self.call::<api::Empty>("ServeNames", &request).map(drop)
+    }
+
     /// Has the first `count` CPUs of the guest on-line, and no others.
     pub fn online_cpus(&self, count: u32) -> Result<(), AgentError> {
         let mut request = api::OnlineCpusRequest::new();

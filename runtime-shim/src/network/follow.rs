@@ -12,6 +12,7 @@ use bulkhead_protocol::agent::client as api;
 use bulkhead_protocol::limits::{NET_PAIRS_MAX, NETS_MAX};
 use bulkhead_protocol::vm::{FdIndex, RawNet};
 
+use super::answers;
 use super::netlink::{Monitor, Netlink};
 use super::read::{Seen, read};
 use super::redirect::{Refusal, redirect, remove};
@@ -97,6 +98,8 @@ pub struct Network {
     found: Snapshot,
     told: Snapshot,
     due: Option<Instant>,
+    /// Answers to questions of the namespace's own are let in.
+    answers: bool,
 }
 
 impl Network {
@@ -116,6 +119,7 @@ impl Network {
             found: Snapshot::default(),
             told: Snapshot::default(),
             due: None,
+            answers: false,
         })
     }
 
@@ -178,6 +182,21 @@ impl Network {
         let network = snapshot.only(|index| self.slot_of(index).is_some());
         failures.extend(self.tell(network, guest).err());
         failures
+    }
+
+    /// Lets an engine that serves names in this namespace ask others from there.
+    pub fn let_answers_in(&mut self) -> Result<(), NetworkError> {
+        if self.answers {
+            return Ok(());
+        }
+        answers::choose_ports().map_err(NetworkError::Ports)?;
+        for attached in self.slots.iter().flatten() {
+            let name = || format!("of index {}", attached.index);
+            answers::let_in(&mut self.netlink, attached.index, attached.tap)
+                .map_err(|e| NetworkError::Redirect(name(), e.into()))?;
+        }
+        self.answers = true;
+        Ok(())
     }
 
     pub(super) fn read(&mut self) -> Result<Seen, NetworkError> {
@@ -258,6 +277,10 @@ impl Network {
         let connected = self
             .join(tap.index, index)
             .and_then(|()| self.join(index, tap.index))
+            .and_then(|()| match self.answers {
+                true => Ok(answers::let_in(&mut self.netlink, index, tap.index)?),
+                false => Ok(()),
+            })
             .map_err(|refusal| refused(interface, refusal));
         match connected {
             Ok(()) => {

@@ -9,9 +9,11 @@
 //! Trust: the namespace belongs to who called us; the guest's agent is believed nothing. The
 //! guest can send any packet that a program with raw sockets in this namespace could.
 
+mod answers;
 mod attributes;
 mod cleanup;
 mod follow;
+mod names;
 mod namespace;
 pub(crate) mod netlink;
 mod read;
@@ -30,6 +32,7 @@ use crate::failure::Explain;
 
 pub use cleanup::clean_up;
 pub use follow::{Devices, Guest, Network, OpenNet};
+pub use names::{are_served as names_are_served, carry as carry_names};
 pub use namespace::{NamespaceRecord, enter, follow};
 pub use snapshot::Snapshot;
 
@@ -84,6 +87,15 @@ pub enum NetworkError {
     /// Traffic control.
     #[error("redirecting interface {0}")]
     Redirect(String, #[source] io::Error),
+    /// Whether somebody serves names.
+    #[error("reading the sockets of the network namespace")]
+    Sockets(#[source] io::Error),
+    /// The thread that carries them.
+    #[error("starting to carry names")]
+    Names(#[source] io::Error),
+    /// Ports of the engine's sockets.
+    #[error("setting net.ipv4.ip_local_port_range of the network namespace")]
+    Ports(#[source] io::Error),
     /// Traffic control, at the end.
     #[error("removing redirections from the network namespace")]
     Clean(#[source] io::Error),

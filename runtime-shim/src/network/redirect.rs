@@ -21,6 +21,8 @@ use crate::process::ProcessId;
 const PREFERENCE: u32 = 1;
 /// `ETH_P_ALL`, in network order as `tcm_info` wants it.
 const EVERY_PROTOCOL: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;
+/// Handles of filters that are asked before it: the kernel gives itself higher ones.
+pub(super) const BEFORE: [u32; 3] = [0x8000_0001, 0x8000_0002, 0x8000_0003];
 /// Where filters of arriving packets hang, of a discipline `ingress` as well as `clsact`.
 const ARRIVING: TcHandle = TcHandle { major: u16::MAX, minor: TcHandle::MIN_INGRESS };
 /// Attribute numbers of `linux/pkt_cls.h` that the netlink crate keeps to itself.
@@ -100,12 +102,13 @@ fn drop_filter(netlink: &mut Netlink, from: u32, found: &Found) -> Result<(), Er
     if found.discipline {
         return netlink.execute(libc::RTM_DELQDISC, 0, &ingress(from));
     }
-    let mut message = TcMessage::with_index(from as i32);
-    message.header.parent = ARRIVING;
-    message.header.handle = found.handle.into();
-    message.header.info = PREFERENCE << 16 | EVERY_PROTOCOL;
-    message.attributes.push(TcAttribute::Kind(TcFilterU32::KIND.to_owned()));
-    netlink.execute(libc::RTM_DELTFILTER, 0, &message)
+    for handle in BEFORE {
+        match netlink.execute(libc::RTM_DELTFILTER, 0, &filter_message(from, handle)) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    netlink.execute(libc::RTM_DELTFILTER, 0, &filter_message(from, found.handle))
 }
 
 fn ingress(index: u32) -> TcMessage {
@@ -117,31 +120,53 @@ fn ingress(index: u32) -> TcMessage {
 }
 
 fn filter(from: u32, to: u32, cookie: [u8; 16]) -> TcMessage {
+    // No bit of the packet's first word has to have a value.
+    let keys = vec![TcU32Key::default()];
+    let mut action = mirred(to, TcMirrorActionType::EgressRedir, TcActionType::Stolen);
+    action.attributes.push(TcActionAttribute::Cookie(cookie.to_vec()));
+    u32_filter(from, 0, keys, Some(action))
+}
+
+/// A filter of packets that arrive at `from` and have all `keys`. They go on their way if there is
+/// no action.
+pub(super) fn u32_filter(
+    from: u32,
+    handle: u32,
+    keys: Vec<TcU32Key>,
+    action: Option<TcAction>,
+) -> TcMessage {
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
-    // No bit of the packet's first word has to have a value.
-    (selector.nkeys, selector.keys) = (1, vec![TcU32Key::default()]);
+    (selector.nkeys, selector.keys) = (keys.len() as u8, keys);
+    let mut options = vec![TcOption::U32(TcFilterU32Option::Selector(selector))];
+    options.extend(action.map(|action| TcOption::U32(TcFilterU32Option::Action(vec![action]))));
+    let mut message = filter_message(from, handle);
+    message.attributes.push(TcAttribute::Options(options));
+    message
+}
+
+/// Sends a packet, or a copy of it, out through `to`; what becomes of it `then`.
+pub(super) fn mirred(to: u32, how: TcMirrorActionType, then: TcActionType) -> TcAction {
     let mut mirror = TcMirror::default();
-    mirror.generic.action = TcActionType::Stolen;
-    (mirror.eaction, mirror.ifindex) = (TcMirrorActionType::EgressRedir, to);
+    mirror.generic.action = then;
+    (mirror.eaction, mirror.ifindex) = (how, to);
     let mut action = TcAction::default();
     action.attributes = vec![
         TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
         TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
             mirror,
         ))]),
-        TcActionAttribute::Cookie(cookie.to_vec()),
     ];
+    action
+}
+
+/// Names a filter, or all that is common to those that are made.
+fn filter_message(from: u32, handle: u32) -> TcMessage {
     let mut message = TcMessage::with_index(from as i32);
     message.header.parent = ARRIVING;
+    message.header.handle = handle.into();
     message.header.info = PREFERENCE << 16 | EVERY_PROTOCOL;
-    message.attributes = vec![
-        TcAttribute::Kind(TcFilterU32::KIND.to_owned()),
-        TcAttribute::Options(vec![
-            TcOption::U32(TcFilterU32Option::Selector(selector)),
-            TcOption::U32(TcFilterU32Option::Action(vec![action])),
-        ]),
-    ];
+    message.attributes.push(TcAttribute::Kind(TcFilterU32::KIND.to_owned()));
     message
 }
 

@@ -50,7 +50,7 @@ impl Guest for FakeGuest {
 }
 
 /// Runs `test` in a thread with a network namespace of its own; not where that cannot be made.
-fn in_namespace(test: impl FnOnce() + Send) {
+pub(super) fn in_namespace(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| match enter(&NetworkPlan::New) {
             Ok(_) => test(),
@@ -61,7 +61,7 @@ fn in_namespace(test: impl FnOnce() + Send) {
 }
 
 /// iproute2 in this thread's namespace.
-fn ip(arguments: &str) -> String {
+pub(super) fn ip(arguments: &str) -> String {
     let (program, arguments) = match arguments.strip_prefix("tc ") {
         Some(rest) => ("tc", rest),
         None => ("ip", arguments),

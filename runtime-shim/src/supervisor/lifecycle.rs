@@ -42,6 +42,8 @@ pub(super) const KILL_DIVISOR: u32 = 5;
 pub(super) struct Supervisor {
     pub machine: Machine,
     pub network: Network,
+    /// The guest can ask for the names that are served in the network namespace.
+    pub carries_names: bool,
     _uplink: Option<Uplink>,
     /// The container's resources, which updates change.
     pub resources: LinuxResources,
@@ -155,6 +157,7 @@ impl Supervisor {
         Ok(Self {
             machine,
             network,
+            carries_names: false,
             _uplink: uplink,
             resources: plan.resources.clone(),
             fixed: plan.fixed,

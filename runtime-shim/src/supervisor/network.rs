@@ -1,5 +1,6 @@
 //! The guest's network on its way through the supervisor's life: told before the container is
-//! made, read again before its workload runs, followed while it runs.
+//! made, read again before its workload runs, followed while it runs. So are the names that an
+//! engine serves in the namespace.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
@@ -9,9 +10,10 @@ use bulkhead_protocol::control::Request;
 use bulkhead_protocol::vm::FdIndex;
 
 use super::lifecycle::Supervisor;
+use super::relay::open_stream;
 use crate::agent_client::AgentClient;
 use crate::failure::Failure;
-use crate::network::{Guest, OpenNet};
+use crate::network::{Guest, NetworkError, OpenNet, carry_names, names_are_served};
 use crate::sandbox::Machine;
 use crate::state::Status;
 
@@ -57,10 +59,10 @@ impl Supervisor {
 
     /// Before the workload runs: what an engine has done to the namespace since.
     pub(super) fn complete_network(&mut self) -> Result<(), Failure> {
-        match self.network.notice() || self.network.due().is_some() {
-            true => self.sync_network().into_iter().next().map_or(Ok(()), Err),
-            false => Ok(()),
+        if self.network.notice() || self.network.due().is_some() {
+            self.sync_network().into_iter().next().map_or(Ok(()), Err)?;
         }
+        self.connect_names()
     }
 
     /// While it runs: carries out what has changed, once that is due. Gives when something will
@@ -71,7 +73,9 @@ impl Supervisor {
             return None;
         }
         if self.network.due().is_some_and(|due| due <= Instant::now()) {
-            for failure in self.sync_network() {
+            let failures = self.sync_network();
+            // An engine that connects another network serves its names before that.
+            for failure in failures.into_iter().chain(self.connect_names().err()) {
                 self.machine.note(&failure.to_string());
             }
         }
@@ -81,5 +85,21 @@ impl Supervisor {
     fn sync_network(&mut self) -> Vec<Failure> {
         let agent = AgentClient::new(&self.container.agent_socket, self.container.call_limit);
         self.network.sync(&mut ServingGuest { machine: &mut self.machine, agent })
+    }
+    /// Lets the guest ask who serves names in the namespace, if somebody does. That stays so: who
+    /// serves none any more is asked in vain, there as here.
+    fn connect_names(&mut self) -> Result<(), Failure> {
+        if self.carries_names || !names_are_served().map_err(NetworkError::Sockets)? {
+            return Ok(());
+        }
+        self.network.let_answers_in()?;
+        let (socket, limit) = (&self.container.agent_socket, self.container.call_limit);
+        // The other streams of this process have the numbers behind it.
+        let number = u64::from(std::process::id()) << 2;
+        let stream = open_stream(socket, number, limit)?;
+        AgentClient::new(socket, limit).serve_names(number)?;
+        carry_names(stream).map_err(NetworkError::Names)?;
+        self.carries_names = true;
+        Ok(())
     }
 }

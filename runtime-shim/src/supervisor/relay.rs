@@ -100,13 +100,7 @@ impl GuestStreams {
             stdout: base | 2,
             stderr: if stderr { base | 3 } else { 0 },
         };
-        let open = |number: u64| -> Result<UnixStream, RelayError> {
-            let deadline = Instant::now() + limit;
-            let mut stream =
-                vsock::connect(socket, STDIO_PORT, deadline).map_err(RelayError::Open)?;
-            stream.write_all(&number.to_le_bytes()).map_err(RelayError::Name)?;
-            Ok(stream)
-        };
+        let open = |number| open_stream(socket, number, limit);
         Ok(Self {
             stdin: open(numbers.stdin)?,
             stdout: open(numbers.stdout)?,
@@ -114,6 +108,18 @@ impl GuestStreams {
             numbers,
         })
     }
+}
+
+/// Opens the stream `number` to the guest.
+pub(super) fn open_stream(
+    socket: &Path,
+    number: u64,
+    limit: Duration,
+) -> Result<UnixStream, RelayError> {
+    let deadline = Instant::now() + limit;
+    let mut stream = vsock::connect(socket, STDIO_PORT, deadline).map_err(RelayError::Open)?;
+    stream.write_all(&number.to_le_bytes()).map_err(RelayError::Name)?;
+    Ok(stream)
 }
 
 /// Relays that run. The descriptor is at its end once every output has been passed on.

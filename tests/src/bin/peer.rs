@@ -1,9 +1,9 @@
 //! One end of a network test, in a guest or a network namespace: see `bulkhead_tests::peer`.
 //!
 //! `serve`; `tcp TO`; `udp TO BYTES`; `path-mtu TO BYTES`; `upload TO BYTES`; `download TO BYTES`,
-//! where TO is an address with a port. Exit status 0 when everything is as it should be.
+//! where TO is an address or a name with a port. Exit status 0 when everything is as it should be.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, Result, bail};
 use bulkhead_tests::peer;
@@ -12,7 +12,9 @@ fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let to = || -> Result<SocketAddr> {
-        words.get(1).and_then(|to| to.parse().ok()).context("an address with a port is missing")
+        let to = words.get(1).context("an address with a port is missing")?;
+        let found = to.to_socket_addrs().with_context(|| format!("looking {to} up"))?;
+        found.into_iter().next().with_context(|| format!("{to} has no address"))
     };
     let bytes = || -> Result<u64> {
         words.get(2).and_then(|bytes| bytes.parse().ok()).context("a number of bytes is missing")

@@ -130,11 +130,13 @@ fn start(group: &Group, full: bool, variables: &Variables, log: &std::path::Path
     if group.programs.iter().any(|(name, _)| docker::SUITES.contains(name)) {
         let (dir, path) = (docker::ensure()?, std::env::var("PATH").unwrap_or_default());
         let [programs, servers] = ["usr/bin", "usr/sbin"].map(|name| dir.join(name));
-        let path = format!("{path}:{}:{}", programs.display(), servers.display());
+        // Before those of the machine, which may be of another version.
+        let path = format!("{}:{}:{path}", programs.display(), servers.display());
         command.env("PATH", path);
     }
     if full {
         command.env("BULKHEAD_DIFFERENTIAL_FULL", "1");
+        command.env("BULKHEAD_TESTS_FULL", "1");
     }
     if full && std::env::var_os("BULKHEAD_NET_MIB").is_none() {
         command.env("BULKHEAD_NET_MIB", NET_MIB_FULL);
