@@ -43,7 +43,7 @@ pub struct SandboxOptions {
     /// A directory that belongs to this container alone, removed together with its state.
     /// `None` where nothing but the state is the container's own.
     pub scratch: Option<PathBuf>,
-    /// `--systemd-cgroup`, which is refused where the cgroup is planned.
+    /// `--systemd-cgroup`: the cgroup is that of a scope of systemd.
     #[serde(default)]
     pub systemd_cgroup: bool,
     /// What connects a new network namespace with the host's, where no engine does it.

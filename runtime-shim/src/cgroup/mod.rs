@@ -4,8 +4,9 @@
 //!
 //! [`Place`] says where (runc's rules for `linux.cgroupsPath`), [`settings`] which limits. A
 //! [`Planned`] cgroup is recorded before [`Planned::make`] makes it, and again without what turns
-//! out to be another's; [`remove`] needs the record alone. The processes are cloned into it, and the supervisor [joins](HostCgroup::join) while
-//! the guest boots.
+//! out to be another's; [`remove`] needs the record alone. The processes are cloned into it, and
+//! the supervisor [joins](HostCgroup::join) while the guest boots. With `--systemd-cgroup` it is
+//! that of a scope ([`systemd`]), in which the supervisor is from its start.
 //!
 //! Trust: the hierarchy is the host's. The path comes from the bundle, as with runc; the guest
 //! reaches none of this.
@@ -15,22 +16,27 @@ mod place;
 mod remove;
 pub mod settings;
 mod stats;
+mod systemd;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::id::ContainerId;
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::failure::Explain;
+use crate::process::ProcessId;
 
 pub use hierarchy::available;
 pub use place::Place;
 pub use remove::remove;
 use settings::Setting;
 pub use stats::HostUsage;
+use systemd::Scope;
+pub use systemd::{Property, SystemdError, UnitRecord, Value, parse_value};
 
 /// Why the sandbox has no cgroup, or not these limits.
 #[derive(Debug, Error)]
@@ -39,8 +45,8 @@ pub enum CgroupError {
     #[error("{0} needs cgroup v2 at /sys/fs/cgroup, which this host does not have")]
     Version(&'static str),
     /// Scopes are systemd's to make.
-    #[error("--systemd-cgroup: scopes of systemd are not made by this version")]
-    Systemd,
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
     /// The root of the hierarchy.
     #[error("linux.cgroupsPath: a container cannot have the root of the hierarchy")]
     Root,
@@ -95,9 +101,7 @@ impl Explain for CgroupError {
     fn fix(&self) -> String {
         match self {
             Self::Version(_) => "boot with systemd.unified_cgroup_hierarchy=1".into(),
-            Self::Systemd => {
-                "leave it out, and name a path in linux.cgroupsPath (the cgroupfs driver)".into()
-            }
+            Self::Systemd(e) => e.fix(),
             Self::NotEmpty(_) | Self::Root => "name another cgroup in linux.cgroupsPath".into(),
             Self::Limit { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 "this controller is not enabled for the cgroup; see cgroup.controllers".into()
@@ -123,6 +127,9 @@ pub struct CgroupRecord {
     pub path: PathBuf,
     /// Directories that were missing, outermost first: they go with the sandbox.
     pub missing: Vec<PathBuf>,
+    /// The scope whose cgroup it is, if systemd makes it.
+    #[serde(default)]
+    pub unit: Option<UnitRecord>,
 }
 
 /// A cgroup that has been found out, but not made.
@@ -130,12 +137,20 @@ pub struct CgroupRecord {
 pub struct Planned {
     record: CgroupRecord,
     home: PathBuf,
+    scope: Option<Scope>,
+    /// Properties of the scope besides its limits.
+    asked: Vec<Property>,
 }
 
 impl Planned {
-    /// Where the sandbox's cgroup will be. `None` on a host without cgroup v2, if nothing that
-    /// was asked for `needs` it.
-    pub fn new(place: &Place, needs: Option<&'static str>) -> Result<Option<Self>, CgroupError> {
+    /// Where the cgroup of the sandbox `id` will be, and the properties that are `asked` for if it
+    /// is a scope's. `None` on a host without cgroup v2, if nothing that was asked for `needs` it.
+    pub fn new(
+        place: Place,
+        id: &ContainerId,
+        asked: Vec<Property>,
+        needs: Option<&'static str>,
+    ) -> Result<Option<Self>, CgroupError> {
         match (hierarchy::available(), needs) {
             (true, _) => {}
             (false, None) => return Ok(None),
@@ -146,8 +161,19 @@ impl Planned {
         if path == hierarchy::root() {
             return Err(CgroupError::Root);
         }
-        let missing = hierarchy::missing(&path);
-        Ok(Some(Self { record: CgroupRecord { path, missing }, home }))
+        let scope = match place {
+            Place::Scope(scope) => scope,
+            Place::Absolute(_) | Place::Relative(_) => {
+                let missing = hierarchy::missing(&path);
+                let record = CgroupRecord { path, missing, unit: None };
+                return Ok(Some(Self { record, home, scope: None, asked }));
+            }
+        };
+        let ProcessId { pid, started } = ProcessId::own().map_err(CgroupError::Own)?;
+        let description = format!("bulkhead container {id}, supervisor {pid} of {started}");
+        let unit = UnitRecord { name: scope.unit.clone(), description };
+        let record = CgroupRecord { path, missing: vec![], unit: Some(unit) };
+        Ok(Some(Self { record, home, scope: Some(scope), asked }))
     }
 
     /// What to record before [`Self::make`].
@@ -158,20 +184,47 @@ impl Planned {
     /// Makes the cgroup, with its parents. What somebody else has made meanwhile is in the record
     /// no more: it does not go with the sandbox.
     pub fn make(&mut self) -> Result<(), CgroupError> {
-        hierarchy::make(&self.record.path, &mut self.record.missing)
+        let (Some(scope), Some(unit)) = (&self.scope, &self.record.unit) else {
+            return hierarchy::make(&self.record.path, &mut self.record.missing);
+        };
+        let started =
+            systemd::start(scope, unit, &self.asked).and_then(|()| match hierarchy::own() {
+                Ok(own) if own == self.record.path => Ok(()),
+                _ => Err(SystemdError::Elsewhere(unit.name.clone())),
+            });
+        Ok(started.inspect_err(|_| self.go_back())?)
     }
 
     /// Opens the cgroup, which nobody else may use.
     pub fn open(self) -> Result<HostCgroup, CgroupError> {
-        let Self { record: CgroupRecord { path, .. }, home } = self;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(&path, flags, Mode::empty())
-            .map_err(|e| CgroupError::Open(path.clone(), e.into()))?;
-        let mut cgroup = HostCgroup { path, home, dir, joined: false, oom_kills_before: 0 };
-        cgroup.check_unused()?;
+        let dir = rustix::fs::open(&self.record.path, flags, Mode::empty()).map_err(|e| {
+            self.go_back();
+            CgroupError::Open(self.record.path.clone(), e.into())
+        })?;
+        let Self { record: CgroupRecord { path, unit, .. }, home, .. } = self;
+        let (joined, unit) = (unit.is_some(), unit.map(|unit| unit.name));
+        let mut cgroup = HostCgroup { path, unit, home, dir, joined, oom_kills_before: 0 };
+        if !joined {
+            cgroup.check_unused()?;
+        }
         cgroup.oom_kills_before = cgroup.oom_kills();
         Ok(cgroup)
     }
+
+    /// Takes this process out of a scope that is of no use: it cannot end with it in it.
+    fn go_back(&self) {
+        if self.scope.is_some() {
+            // The failure to tell is the one that leads here.
+            let _ = move_to(&self.home);
+        }
+    }
+}
+
+/// Moves this process to the cgroup `home`, or to the root if that has gone.
+fn move_to(home: &Path) -> io::Result<()> {
+    let moved = std::fs::write(home.join("cgroup.procs"), "0");
+    moved.or_else(|_| std::fs::write(hierarchy::root().join("cgroup.procs"), "0"))
 }
 
 /// Files of a cgroup and what they held, in the order in which they were changed.
@@ -182,6 +235,8 @@ pub struct Undo(Vec<(String, String)>);
 #[derive(Debug)]
 pub struct HostCgroup {
     path: PathBuf,
+    /// Name of the scope whose cgroup it is, if it is one's.
+    unit: Option<String>,
     /// Where this process was before it joined.
     home: PathBuf,
     dir: OwnedFd,
@@ -205,11 +260,21 @@ impl HostCgroup {
     /// Sets limits; gives what undoes that. If one cannot be set, those before it get their old
     /// values back.
     pub fn apply(&self, settings: &[Setting]) -> Result<Undo, CgroupError> {
-        let mut undo = Undo::default();
+        let kept: Vec<Setting>;
+        let settings = match &self.unit {
+            Some(_) => {
+                kept = settings.iter().map(systemd::as_kept).collect();
+                &kept[..]
+            }
+            None => settings,
+        };
+        // Before systemd writes them, and all of them, since it is told of all.
+        let present = settings.iter().filter(|setting| self.has(&setting.file));
+        let undo = Undo(present.map(|s| (s.file.clone(), s.before(&self.read(&s.file)))).collect());
+        self.tell(settings.iter().map(|s| (s.file.as_str(), s.value.as_str())))?;
         for setting in settings {
-            let before = self.read(&setting.file);
             match self.write(&setting.file, &setting.value) {
-                Ok(()) => undo.0.push((setting.file.clone(), setting.before(&before))),
+                Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound && setting.optional => {}
                 Err(source) => {
                     self.undo(undo);
@@ -227,9 +292,23 @@ impl HostCgroup {
 
     /// Sets what was before.
     pub fn undo(&self, undo: Undo) {
-        for (file, value) in undo.0.into_iter().rev() {
-            // It was in force a moment ago; the failure to tell is the one that leads here.
-            let _ = self.write(&file, &value);
+        let last_first =
+            || undo.0.iter().rev().map(|(file, value)| (file.as_str(), value.as_str()));
+        // It was in force a moment ago; the failure to tell is the one that leads here.
+        let _ = self.tell(last_first());
+        for (file, value) in last_first() {
+            let _ = self.write(file, value);
+        }
+    }
+
+    /// Tells systemd what files are going to hold, if it is the one who keeps them.
+    fn tell<'a>(
+        &self,
+        files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<(), SystemdError> {
+        match &self.unit {
+            Some(unit) => systemd::set(unit, &systemd::of_settings(files)),
+            None => Ok(()),
         }
     }
 
@@ -252,9 +331,7 @@ impl HostCgroup {
         if !self.joined {
             return Ok(());
         }
-        let home = std::fs::write(self.home.join("cgroup.procs"), "0");
-        home.or_else(|_| std::fs::write(hierarchy::root().join("cgroup.procs"), "0"))
-            .map_err(|e| CgroupError::Move(self.home.clone(), e))?;
+        move_to(&self.home).map_err(|e| CgroupError::Move(self.home.clone(), e))?;
         self.joined = false;
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! From `linux.cgroupsPath` to a place in the hierarchy, by runc's rules (its specconv and
-//! cgroups/fs2). Pure.
+//! cgroups/fs2; [`super::systemd`] has those for scopes). Pure.
 
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_protocol::id::ContainerId;
 
-use super::{CgroupError, hierarchy};
+use super::hierarchy;
+use super::systemd::{Scope, SystemdError};
 
 /// Where a sandbox's cgroup is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Place {
     Absolute(PathBuf),
     /// Beside the cgroup of the caller: one with processes in it cannot have children.
     Relative(PathBuf),
+    /// Where systemd puts a scope.
+    Scope(Scope),
 }
 
 impl Place {
@@ -22,9 +25,9 @@ impl Place {
         cgroups_path: Option<&Path>,
         id: &ContainerId,
         systemd: bool,
-    ) -> Result<Self, CgroupError> {
+    ) -> Result<Self, SystemdError> {
         if systemd {
-            return Err(CgroupError::Systemd);
+            return Scope::new(cgroups_path, id.as_str()).map(Self::Scope);
         }
         match cgroups_path.filter(|path| !path.as_os_str().is_empty()) {
             None => Ok(Self::Relative(PathBuf::from(id.as_str()))),
@@ -42,6 +45,7 @@ impl Place {
                 let beside = home.parent().filter(|dir| dir.starts_with(root));
                 beside.unwrap_or(root).join(path)
             }
+            Self::Scope(scope) => root.join(&scope.directory),
         }
     }
 }
@@ -65,9 +69,9 @@ fn clean(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn place(path: &str, systemd: bool) -> Result<Place, CgroupError> {
+    fn place(path: &str, systemd: bool) -> Place {
         let id = ContainerId::try_from("c1".to_owned()).unwrap();
-        Place::new(Some(Path::new(path)), &id, systemd)
+        Place::new(Some(Path::new(path)), &id, systemd).unwrap()
     }
 
     #[test]
@@ -79,23 +83,23 @@ mod tests {
             ("../../a", "/sys/fs/cgroup/user.slice/a"),
             ("/a/../../b/./c", "/sys/fs/cgroup/b/c"),
         ] {
-            let found = place(path, false).unwrap().directory(home);
+            let found = place(path, false).directory(home);
             assert_eq!(found, Path::new(directory), "{path}");
         }
-        let root = place("", false).unwrap().directory(Path::new("/sys/fs/cgroup"));
+        let root = place("", false).directory(Path::new("/sys/fs/cgroup"));
         assert_eq!(root, Path::new("/sys/fs/cgroup/c1"));
     }
 
     #[test]
     fn path_that_leads_nowhere_is_the_root() {
-        let directory = place("/..", false).unwrap().directory(Path::new("/sys/fs/cgroup"));
+        let directory = place("/..", false).directory(Path::new("/sys/fs/cgroup"));
         assert_eq!(directory, hierarchy::root());
     }
 
     #[test]
-    fn scope_of_systemd_is_refused() {
-        for path in ["", "system.slice:docker:c", "/a"] {
-            assert!(matches!(place(path, true), Err(CgroupError::Systemd)), "{path}");
-        }
+    fn scope_is_where_systemd_puts_it() {
+        let home = Path::new("/sys/fs/cgroup/user.slice/session-1.scope");
+        let directory = place("a-b.slice:docker:c", true).directory(home);
+        assert_eq!(directory, Path::new("/sys/fs/cgroup/a.slice/a-b.slice/docker-c.scope"));
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::systemd::{self, UnitRecord};
 use super::{CgroupError, CgroupRecord};
 use crate::vsock::until;
 
@@ -18,6 +19,9 @@ const EMPTY_LIMIT: Duration = Duration::from_secs(60);
 /// in them are killed first; whoever asks for that is not one of them. A parent that others use
 /// by now stays.
 pub fn remove(record: &CgroupRecord, kill: bool) -> Result<(), CgroupError> {
+    if let Some(unit) = &record.unit {
+        return remove_unit(&record.path, unit, kill);
+    }
     // Only what was missing is the sandbox's own; perhaps not the cgroup, but a parent of it.
     let (leaf, parents) = match record.missing.split_last() {
         Some((last, parents)) if *last == record.path => (Some(last), parents),
@@ -30,6 +34,25 @@ pub fn remove(record: &CgroupRecord, kill: bool) -> Result<(), CgroupError> {
         remove_tree(leaf).map_err(|e| CgroupError::Remove(leaf.clone(), e))?;
     }
     remove_parents(parents.iter().rev())
+}
+
+/// Lets systemd remove a scope, if it is the one that was recorded. It does that by itself when
+/// the last process has ended; only a moment later than that ends.
+fn remove_unit(path: &Path, unit: &UnitRecord, kill: bool) -> Result<(), CgroupError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    if kill && systemd::is_current(unit)? {
+        match kill_all(path) {
+            Err(_) if !path.exists() => {}
+            killed => killed?,
+        }
+    }
+    match systemd::stop(unit)? {
+        true => remove_tree(path).map_err(|e| CgroupError::Remove(path.to_owned(), e)),
+        // Another one's by now.
+        false => Ok(()),
+    }
 }
 
 fn remove_parents<'a>(dirs: impl Iterator<Item = &'a PathBuf>) -> Result<(), CgroupError> {
@@ -108,13 +131,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = |path: &str| root.path().join(path);
         fs::create_dir_all(dir("old/a/b/child")).unwrap();
-        let record =
-            CgroupRecord { path: dir("old/a/b"), missing: vec![dir("old/a"), dir("old/a/b")] };
+        let missing = vec![dir("old/a"), dir("old/a/b")];
+        let record = CgroupRecord { path: dir("old/a/b"), missing, unit: None };
         remove(&record, false).unwrap();
         assert!(dir("old").is_dir() && !dir("old/a").exists());
         remove(&record, true).unwrap();
         fs::create_dir(dir("old/a")).unwrap();
-        let not_ours = CgroupRecord { path: dir("old/a"), missing: vec![] };
+        let not_ours = CgroupRecord { path: dir("old/a"), missing: vec![], unit: None };
         remove(&not_ours, true).unwrap();
         assert!(dir("old/a").is_dir());
     }
@@ -124,7 +147,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = |path: &str| root.path().join(path);
         fs::create_dir_all(dir("a/b")).unwrap();
-        let record = CgroupRecord { path: dir("a/b"), missing: vec![dir("a")] };
+        let record = CgroupRecord { path: dir("a/b"), missing: vec![dir("a")], unit: None };
         remove(&record, true).unwrap();
         assert!(dir("a/b").is_dir());
         fs::remove_dir(dir("a/b")).unwrap();

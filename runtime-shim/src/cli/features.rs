@@ -22,7 +22,7 @@ fn features() -> Value {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
             "cgroup": {
-                "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false
+                "v1": false, "v2": true, "systemd": true, "systemdUser": false, "rdma": false
             },
             "seccomp": {"enabled": true, "archs": ["SCMP_ARCH_X86_64"]},
             "apparmor": {"enabled": false},

@@ -76,7 +76,7 @@ pub struct Global {
     /// Let the guest kernel talk, and show its console when something fails.
     #[arg(long)]
     debug: bool,
-    /// Refused: scopes of systemd are not made by this version.
+    /// Let systemd make the cgroup, as a scope; linux.cgroupsPath is slice:prefix:name.
     #[arg(long)]
     systemd_cgroup: bool,
     /// auto or false; true is refused, since microVMs are run by root and obey cgroups.

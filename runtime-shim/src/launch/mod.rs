@@ -59,7 +59,7 @@ pub struct LaunchRequest {
     pub root_mode: Option<RootMode>,
     /// Directory of the containers' state.
     pub state_root: PathBuf,
-    /// `--systemd-cgroup`, which is refused where the cgroup is planned.
+    /// `--systemd-cgroup`: the cgroup is that of a scope of systemd.
     pub systemd_cgroup: bool,
     /// Show the guest's console when the sandbox fails.
     pub debug: bool,

@@ -31,6 +31,7 @@ mod root_image;
 #[cfg(test)]
 mod tests;
 mod tuned;
+mod unit_properties;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -53,6 +54,7 @@ pub use policy::{POLICY_FILE, Policy, PolicyError, RawPolicy};
 pub use process::plan_process;
 pub use resources::{ResourcePlan, dropped, plan_resources};
 pub use root_image::{RootObstacle, root_obstacle};
+pub use unit_properties::unit_properties;
 
 /// Everything that is needed to boot one sandbox.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::annotations::{self, PREFIX};
 use super::membership::OWN as SANDBOX;
-use super::{DiskPlan, PlanError, rates};
+use super::{DiskPlan, PlanError, rates, unit_properties};
 
 /// Where the operator's file is. Without it everything is as by default.
 pub const POLICY_FILE: &str = "/etc/bulkhead/config.toml";
@@ -24,6 +24,7 @@ pub struct RawPolicy {
     annotations: Option<Vec<String>>,
     limits: RawLimits,
     kernel_parameters: RawParameters,
+    unit_properties: Vec<String>,
     defaults: BTreeMap<String, String>,
 }
 
@@ -61,6 +62,9 @@ pub enum PolicyError {
     /// A kernel parameter that is no word, or is bulkhead's own.
     #[error("kernel_parameters: {0:?} {1}")]
     Parameter(String, &'static str),
+    /// A property of units that is none, or is bulkhead's own.
+    #[error("unit_properties: {0:?} {1}")]
+    UnitProperty(String, &'static str),
     /// A sandbox for all containers.
     #[error("defaults: {SANDBOX}: a container that names a sandbox says so itself")]
     Sandbox,
@@ -76,6 +80,7 @@ pub struct Policy {
     limits: RawLimits,
     parameters: Vec<String>,
     always: Vec<String>,
+    unit_properties: Vec<String>,
     defaults: BTreeMap<String, String>,
 }
 
@@ -101,11 +106,13 @@ impl Policy {
             }
         }
         raw.kernel_parameters.always.iter().try_for_each(|word| check_parameter(word))?;
+        raw.unit_properties.iter().try_for_each(|name| check_unit_property(name))?;
         Ok(Self {
             allowed: raw.annotations,
             limits: raw.limits,
             parameters: raw.kernel_parameters.allow,
             always: raw.kernel_parameters.always,
+            unit_properties: raw.unit_properties,
             defaults: raw.defaults,
         })
     }
@@ -165,6 +172,11 @@ impl Policy {
     /// Parameters that every guest's kernel gets.
     pub(super) fn added_parameters(&self) -> &[String] {
         &self.always
+    }
+
+    /// Whether a container may set the property `name` of its scope.
+    pub(super) fn allows_unit_property(&self, name: &str) -> bool {
+        self.unit_properties.iter().any(|allowed| allowed == name)
     }
 
     /// Gives each disk the operator's rate, unless it has a lower one.
@@ -259,6 +271,15 @@ fn check_parameter(word: &str) -> Result<(), PolicyError> {
     match OWN_PARAMETERS.iter().any(|own| same_parameter(own, name)) {
         true => refused("is bulkhead's own"),
         false => Ok(()),
+    }
+}
+
+fn check_unit_property(name: &str) -> Result<(), PolicyError> {
+    let refused = |reason| Err(PolicyError::UnitProperty(name.to_owned(), reason));
+    match (unit_properties::is_name(name), unit_properties::is_ours(name)) {
+        (false, _) => refused("is no name of a property"),
+        (true, true) => refused("is bulkhead's own"),
+        (true, false) => Ok(()),
     }
 }
 

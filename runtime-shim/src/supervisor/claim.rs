@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use super::oom::OomShield;
-use crate::cgroup::{HostCgroup, Place, Planned, settings};
+use crate::cgroup::{CgroupError, HostCgroup, Place, Planned, settings};
 use crate::failure::Failure;
 use crate::hooks::{Hooks, Runner};
 use crate::network::NamespaceRecord;
-use crate::plan::SandboxPlan;
+use crate::plan::{Policy, SandboxPlan, unit_properties};
 use crate::process::ProcessId;
 use crate::request::SandboxOptions;
 use crate::signal::Signals;
@@ -168,11 +168,19 @@ pub(super) fn first_record(
 pub(super) fn plan_cgroup(
     options: &SandboxOptions,
     plan: &SandboxPlan,
+    policy: &Policy,
 ) -> Result<Option<Planned>, Failure> {
     let linux = options.spec.linux().as_ref();
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let path = path.filter(|path| !path.as_os_str().is_empty());
-    let needs = path.map(|_| "linux.cgroupsPath").or(settings::need_host(&plan.host_resources));
-    let place = Place::new(path, &options.id, options.systemd_cgroup)?;
-    Ok(Planned::new(&place, needs)?)
+    let by_systemd = options.systemd_cgroup.then_some("--systemd-cgroup");
+    let needs = by_systemd
+        .or(path.map(|_| "linux.cgroupsPath"))
+        .or(settings::need_host(&plan.host_resources));
+    let place = Place::new(path, &options.id, options.systemd_cgroup).map_err(CgroupError::from)?;
+    let asked = match options.systemd_cgroup {
+        true => unit_properties(options.spec.annotations().as_ref(), policy)?,
+        false => vec![],
+    };
+    Ok(Planned::new(place, &options.id, asked, needs)?)
 }

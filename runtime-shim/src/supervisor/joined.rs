@@ -77,7 +77,7 @@ pub(super) fn supervise(
     tell_notes(&options, &plan);
     let (shares, view) = open_apart(&plan, root)?;
     let call_limit = Duration::from_secs(sandbox.record.call_limit_s);
-    let claim = claim(&options, &plan, &sandbox.record, &membership, call_limit)?;
+    let claim = claim(&options, &plan, policy, &sandbox.record, &membership, call_limit)?;
     leader.enter(view)?;
     let server = ControlServer::bind(&claim.dir.path(CONTROL_SOCKET))?;
     let terminal = Terminal::open(plan.terminal, &options.console)?;
@@ -111,12 +111,13 @@ pub(super) fn supervise(
 fn claim(
     options: &SandboxOptions,
     plan: &SandboxPlan,
+    policy: &Policy,
     sandbox: &Record,
     membership: &Membership,
     call_limit: Duration,
 ) -> Result<Claim, Failure> {
     let store = Store::new(&options.state_root);
-    let cgroup = plan_cgroup(options, plan)?;
+    let cgroup = plan_cgroup(options, plan, policy)?;
     let process = options.spec.process().clone().unwrap_or_default();
     let runner = Runner::open()?;
     // Where engines look for its network. Nothing is put there for this container, so there is

@@ -19,7 +19,7 @@ use super::relay::Relay;
 use super::terminal::Terminal;
 use crate::agent_client::{AgentError, Call, ExitStatus, Progress, wait_reply};
 use crate::block::GuestDisks;
-use crate::cgroup::settings;
+use crate::cgroup::{Planned, settings};
 use crate::config;
 use crate::control::ControlServer;
 use crate::failure::Failure;
@@ -101,7 +101,8 @@ pub(super) fn supervise(
             Ok(dir.write_record(record)?)
         })
     };
-    let mut supervisor = Supervisor::boot(&options, &plan, limit, signals, enter, boot)?;
+    let cgroup = plan_cgroup(&options, &plan, &policy)?;
+    let mut supervisor = Supervisor::boot(&options, &plan, cgroup, limit, signals, enter, boot)?;
     let mut workload = supervisor.create(&plan, guest_disks)?;
     supervisor.limit_cpu_time(&plan)?;
     if options.start {
@@ -127,6 +128,7 @@ impl Supervisor {
     fn boot(
         options: &SandboxOptions,
         plan: &SandboxPlan,
+        cgroup: Option<Planned>,
         limit: Duration,
         mut signals: Signals,
         enter: impl FnOnce() -> Result<(), Failure>,
@@ -134,7 +136,6 @@ impl Supervisor {
     ) -> Result<Self, Failure> {
         let call_limit = limit * CALL_FACTOR;
         let store = Store::new(&options.state_root);
-        let cgroup = plan_cgroup(options, plan)?;
         let process = options.spec.process().clone().unwrap_or_default();
         let runner = Runner::open()?;
         let namespace = network::enter(&plan.network)?;

@@ -134,7 +134,9 @@ pub(super) const ROWS: &[Row] = &[
     ("hooks.*[].timeout", Both("seconds, above 0")),
     (
         "annotations",
-        Host("kept in the state and given to hooks; those of bulkhead are listed below"),
+        Host(
+            "kept in the state and given to hooks; those of bulkhead, and of systemd, are listed below",
+        ),
     ),
     // Linux.
     ("linux", Both("")),
@@ -194,7 +196,10 @@ pub(super) const ROWS: &[Row] = &[
     ("linux.netDevices", Refused(r#"{"linux": {"netDevices": {"eth0": {"name": "x"}}}}"#)),
     (
         "linux.cgroupsPath",
-        Both("the sandbox's cgroup on the host; in the guest it is /bulkhead/ID"),
+        Both(
+            "the sandbox's cgroup on the host, with `--systemd-cgroup` as slice:prefix:name; in the \
+             guest it is /bulkhead/ID",
+        ),
     ),
     ("linux.resources", Both("")),
     (
