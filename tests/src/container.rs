@@ -23,12 +23,19 @@ impl Created {
     /// Creates the container `id`.
     #[track_caller]
     pub fn new(id: String, bundle: Bundle) -> Self {
+        Self::with_flags(id, bundle, &[])
+    }
+
+    /// The same with flags in front of the command.
+    #[track_caller]
+    pub fn with_flags(id: String, bundle: Bundle, flags: &[&str]) -> Self {
         // Orphans of `create` become children of this process, as with conmon or a shim.
         set_child_subreaper(Some(getpid())).expect("subreaper");
         let path = |name: &str| bundle.path().join(name);
         let file = |name: &str| File::create(path(name)).expect("file");
         // The supervisor inherits the standard streams: a pipe would not reach its end.
         let status = bulkhead()
+            .args(flags)
             .args(["create", "--bundle"])
             .arg(bundle.path())
             .arg("--pid-file")
@@ -73,7 +80,7 @@ impl Created {
     #[track_caller]
     pub fn wait(&self) -> i32 {
         let status = self.ended().expect("the supervisor is a child of its subreaper");
-        status.exit_status().expect("the supervisor exits")
+        status.exit_status().unwrap_or_else(|| panic!("the supervisor ended with {status:?}"))
     }
 
     /// Removes all of it, and ends the supervisor's zombie.

@@ -16,6 +16,7 @@ pub mod guest;
 pub mod image;
 pub mod interfaces;
 pub mod leftovers;
+pub mod manager;
 pub mod memory;
 pub mod netns;
 pub mod peer;

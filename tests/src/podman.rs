@@ -19,8 +19,16 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// Without any container. Networks are made by the CNI plugins.
+    /// Without any container. Networks are made by the CNI plugins, cgroups by Podman itself.
     pub fn new() -> Self {
+        let podman = Self::with_cgroups_of("cgroupfs");
+        // These stay, whichever container is the first to be run.
+        fs::create_dir_all("/sys/fs/cgroup/libpod_parent/conmon").expect("cgroups");
+        podman
+    }
+
+    /// The same with cgroups made by `manager`.
+    pub fn with_cgroups_of(manager: &str) -> Self {
         let builder = tempfile::Builder::new().prefix("podman-").tempdir_in("/var/tmp");
         let podman = Self { directory: builder.expect("a directory in /var/tmp") };
         let runtime = podman.path("runtime");
@@ -28,13 +36,11 @@ impl Podman {
         let config = format!(
             "[network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [\"/usr/lib/cni\"]\n\
              network_config_dir = {networks:?}\n\
-             [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
+             [engine]\ncgroup_manager = {manager:?}\nevents_logger = \"file\"\n\
              runtime = \"bulkhead\"\ninfra_image = {INFRA:?}\n[engine.runtimes]\nbulkhead = [{runtime:?}]\n",
             networks = podman.path("networks"),
         );
         fs::write(podman.path("containers.conf"), config).expect("the configuration");
-        // These stay, whichever container is the first to be run.
-        fs::create_dir_all("/sys/fs/cgroup/libpod_parent/conmon").expect("cgroups");
         podman
     }
 

@@ -78,6 +78,9 @@ pub const TESTS: Group = Group {
 pub const VOLUMES: Group =
     Group { purpose: "the file tests", packages: &["fio", "libacl1-dev", "gcc", "libc6-dev"] };
 
+/// A manager of units for tests: the program alone, which becomes nobody's first process here.
+pub const MANAGER: Group = Group { purpose: "tests with systemd", packages: &["systemd"] };
+
 /// Building a Debian root file system.
 pub const ROOT: Group = Group { purpose: "a Debian root file system", packages: &["mmdebstrap"] };
 

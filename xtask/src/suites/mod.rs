@@ -49,6 +49,8 @@ struct Suite {
 const VOLUMES: &str = "volumes";
 /// The suite that boots distributions in containers.
 const SYSTEM: &str = "system";
+/// The suite with a systemd of its own.
+const SYSTEMD: &str = "systemd";
 
 const SUITES: &[Suite] = &[
     Suite { name: "unit", kind: Kind::Unit, about: "unit and property tests of every package" },
@@ -62,6 +64,11 @@ const SUITES: &[Suite] = &[
         name: "limits",
         kind: Kind::Guests { weight: 2 },
         about: "the sandbox's cgroup, pause, update, figures, out of memory",
+    },
+    Suite {
+        name: SYSTEMD,
+        kind: Kind::Guests { weight: 2 },
+        about: "scopes of systemd: limits, updates, ends; --full: Podman's containers and pods",
     },
     Suite {
         name: "pods",
@@ -177,6 +184,9 @@ pub fn test(selection: &Selection) -> Result<u8> {
     if suites.iter().any(|suite| suite.name == VOLUMES) {
         packages::ensure(&[&packages::VOLUMES])?;
         variables = tools::ensure()?;
+    }
+    if suites.iter().any(|suite| suite.name == SYSTEMD) {
+        packages::ensure(&[&packages::MANAGER])?;
     }
     if suites.iter().any(|suite| suite.name == SYSTEM) {
         variables.push(("BULKHEAD_SYSTEM_ROOT", debian::SYSTEM.archive()?));
