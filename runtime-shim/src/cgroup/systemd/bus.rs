@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use serde::Serialize;
+use zbus::wire::{ObjectPath, Type};
+
 use super::SystemdError;
 use super::message::{Call, FIXED, Kind, Message, whole_length};
 
@@ -71,20 +74,23 @@ impl Bus {
     }
 
     /// Calls a method and waits for its reply.
-    pub fn call(&mut self, call: &Call<'_>) -> Result<Message, SystemdError> {
+    pub fn call<B: Serialize + Type>(
+        &mut self,
+        call: &Call<'_, B>,
+    ) -> Result<Message, SystemdError> {
         self.serial += 1;
         let serial = self.serial;
-        self.send(&call.message(serial))?;
+        self.send(&call.message(serial)?)?;
         loop {
-            let mut message = self.next()?;
+            let message = self.next()?;
             if message.reply_to != Some(serial) {
-                self.notice(message)?;
+                self.notice(&message)?;
                 continue;
             }
             return match message.kind {
                 Kind::Error => Err(SystemdError::Refused {
                     method: call.member.to_owned(),
-                    text: message.body.string().unwrap_or_default(),
+                    text: message.body::<(String,)>().map(|(text,)| text).unwrap_or_default(),
                     name: message.error,
                 }),
                 Kind::Return => Ok(message),
@@ -100,23 +106,20 @@ impl Bus {
                 return Ok(self.ended.swap_remove(at).1);
             }
             let message = self.next()?;
-            self.notice(message)?;
+            self.notice(&message)?;
         }
     }
 
     /// Keeps the end of a job; every other signal is for somebody else. The socket is the
     /// manager's own, so that nobody else can have sent it.
-    fn notice(&mut self, mut message: Message) -> Result<(), SystemdError> {
+    fn notice(&mut self, message: &Message) -> Result<(), SystemdError> {
         if message.kind == Kind::Signal && message.member == "JobRemoved" {
-            // Number, path, unit, result.
-            let _number = message.body.u32()?;
-            let job = message.body.string()?;
-            let _unit = message.body.string()?;
-            let result = message.body.string()?;
+            let (_number, job, _unit, result): (u32, ObjectPath<'_>, &str, String) =
+                message.body()?;
             if self.ended.len() == ENDED_MAX {
                 self.ended.remove(0);
             }
-            self.ended.push((job, result));
+            self.ended.push((job.to_string(), result));
         }
         Ok(())
     }

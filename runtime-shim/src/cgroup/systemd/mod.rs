@@ -20,9 +20,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use zbus::wire::{ObjectPath, Type, Variant};
 
 use self::bus::Bus;
-use self::message::{Call, Message, Writer};
+use self::message::{Call, Message};
+use self::property::as_sent;
 
 pub use self::place::Scope;
 pub use self::property::{Property, Value};
@@ -69,6 +71,9 @@ pub enum SystemdError {
     /// It does not answer.
     #[error("systemd has not answered within {} s", bus::LIMIT.as_secs())]
     Silent,
+    /// A value that no message can hold.
+    #[error("writing a message for systemd")]
+    Unsent(#[source] zbus::wire::Error),
     /// It answers what nobody understands.
     #[error("systemd sent {0} that cannot be read")]
     Malformed(&'static str),
@@ -165,20 +170,14 @@ pub(super) fn start(
 }
 
 fn start_unit(bus: &mut Bus, unit: &str, properties: &[Property]) -> Result<(), SystemdError> {
-    let mut body = Writer::default();
-    body.string(unit);
-    body.string(MODE);
-    body.properties(properties);
-    // Of no further units.
-    body.array(8, |_| {});
-    let mut reply = manager(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", &body)?;
-    await_job(bus, unit, &mut reply)
+    let no_further_units: Vec<(&str, Vec<(&str, Variant<'_>)>)> = vec![];
+    let body = (unit, MODE, as_sent(properties), no_further_units);
+    let reply = manager(bus, "StartTransientUnit", body)?;
+    await_job(bus, unit, &reply)
 }
 
 fn reset_failed(bus: &mut Bus, unit: &str) -> Result<(), SystemdError> {
-    let mut body = Writer::default();
-    body.string(unit);
-    manager(bus, "ResetFailedUnit", "s", &body).map(drop)
+    manager(bus, "ResetFailedUnit", (unit,)).map(drop)
 }
 
 /// Gives a unit other limits, until it ends.
@@ -186,13 +185,10 @@ pub(super) fn set(unit: &str, properties: &[Property]) -> Result<(), SystemdErro
     if properties.is_empty() {
         return Ok(());
     }
-    let mut body = Writer::default();
-    body.string(unit);
     // At run time, not for the next boot.
-    body.boolean(true);
-    body.properties(properties);
+    let runtime = true;
     let mut bus = Bus::connect(bus::SOCKET)?;
-    manager(&mut bus, "SetUnitProperties", "sba(sv)", &body).map(drop)
+    manager(&mut bus, "SetUnitProperties", (unit, runtime, as_sent(properties))).map(drop)
 }
 
 /// Whether the unit of this name is the one that was recorded.
@@ -201,19 +197,17 @@ pub(super) fn is_current(record: &UnitRecord) -> Result<bool, SystemdError> {
 }
 
 fn is_current_at(bus: &mut Bus, record: &UnitRecord) -> Result<bool, SystemdError> {
-    let mut body = Writer::default();
-    body.string(&record.name);
-    let path = match manager(bus, "GetUnit", "s", &body) {
-        Ok(mut reply) => reply.body.string()?,
+    let reply = match manager(bus, "GetUnit", (&record.name,)) {
         Err(e) if e.is(NO_SUCH_UNIT) => return Ok(false),
-        Err(e) => return Err(e),
+        reply => reply?,
     };
-    let mut body = Writer::default();
-    body.string(UNIT_PROPERTIES);
-    body.string("Description");
-    let call =
-        Call { path: &path, interface: PROPERTIES, member: "Get", signature: "ss", body: &body.0 };
-    Ok(bus.call(&call)?.body.variant_string()? == record.description)
+    let (path,): (ObjectPath<'_>,) = reply.body()?;
+    let body = (UNIT_PROPERTIES, "Description");
+    let reply = bus.call(&Call { path: &path, interface: PROPERTIES, member: "Get", body })?;
+    match reply.body()? {
+        (Variant::Str(description),) => Ok(description.as_str() == record.description),
+        _ => Err(SystemdError::Malformed("a description")),
+    }
 }
 
 /// Stops the unit that was recorded and waits until it has gone; false if it is not there.
@@ -222,18 +216,15 @@ pub(super) fn stop(record: &UnitRecord) -> Result<bool, SystemdError> {
     if !is_current_at(&mut bus, record)? {
         return Ok(false);
     }
-    let mut body = Writer::default();
-    body.string(&record.name);
-    body.string(MODE);
-    match manager(&mut bus, "StopUnit", "ss", &body) {
-        Ok(mut reply) => await_job(&mut bus, &record.name, &mut reply).map(|()| true),
+    match manager(&mut bus, "StopUnit", (&record.name, MODE)) {
+        Ok(reply) => await_job(&mut bus, &record.name, &reply).map(|()| true),
         Err(e) if e.is(NO_SUCH_UNIT) => Ok(true),
         Err(e) => Err(e),
     }
 }
 
-fn await_job(bus: &mut Bus, unit: &str, reply: &mut Message) -> Result<(), SystemdError> {
-    let job = reply.body.string()?;
+fn await_job(bus: &mut Bus, unit: &str, reply: &Message) -> Result<(), SystemdError> {
+    let (job,): (ObjectPath<'_>,) = reply.body()?;
     let result = bus.await_job(&job)?;
     match result == DONE {
         true => Ok(()),
@@ -241,12 +232,10 @@ fn await_job(bus: &mut Bus, unit: &str, reply: &mut Message) -> Result<(), Syste
     }
 }
 
-fn manager(
+fn manager<B: Serialize + Type>(
     bus: &mut Bus,
     member: &str,
-    signature: &str,
-    body: &Writer,
+    body: B,
 ) -> Result<Message, SystemdError> {
-    let (path, interface) = (MANAGER, MANAGER_METHODS);
-    bus.call(&Call { path, interface, member, signature, body: &body.0 })
+    bus.call(&Call { path: MANAGER, interface: MANAGER_METHODS, member, body })
 }

@@ -2,6 +2,8 @@
 //! files of a unit's cgroup again whenever it reloads, by what it knows: it has to be told what
 //! they are to hold. Pure.
 
+use zbus::wire::Variant;
+
 use super::super::settings::Setting;
 
 /// No limit, in properties that are numbers.
@@ -52,7 +54,13 @@ pub enum Value {
     Texts(Vec<String>),
 }
 
+/// Properties as a message has them.
+pub(super) fn as_sent(properties: &[Property]) -> Vec<(&str, Variant<'_>)> {
+    properties.iter().map(|Property { name, value }| (name.as_str(), value.as_sent())).collect()
+}
+
 impl Value {
+    /// Its type, as D-Bus has it.
     pub(super) fn signature(&self) -> &'static str {
         match self {
             Self::Bool(_) => "b",
@@ -64,6 +72,20 @@ impl Value {
             Self::Bytes(_) => "ay",
             Self::Uint32s(_) => "au",
             Self::Texts(_) => "as",
+        }
+    }
+
+    fn as_sent(&self) -> Variant<'_> {
+        match self {
+            Self::Bool(value) => Variant::from(*value),
+            Self::Int32(n) => Variant::from(*n),
+            Self::Uint32(n) => Variant::from(*n),
+            Self::Int64(n) => Variant::from(*n),
+            Self::Uint64(n) => Variant::from(*n),
+            Self::Text(text) => Variant::from(text.as_str()),
+            Self::Bytes(bytes) => Variant::from(bytes.as_slice()),
+            Self::Uint32s(numbers) => Variant::from(numbers.as_slice()),
+            Self::Texts(texts) => Variant::from(texts.as_slice()),
         }
     }
 }
