@@ -225,12 +225,13 @@ fn podman_has_containers_and_pods_in_scopes() {
         podman.import_busybox(INFRA, "sleep 1000000");
         let before = Leftovers::now();
         let flags = ["run", "--detach", "--name", "one", "--memory", "200m", "--network", "none"];
-        let rest = ["--stop-timeout", "300", IMAGE, "/bin/sh", "-c", TRAPS];
-        let id = said(&podman, &[&flags[..], &rest].concat());
+        let patient = "org.systemd.property.TimeoutStopUSec=uint64 300000000";
+        let asked = ["--annotation", patient, "--stop-timeout", "300"];
+        let rest = [IMAGE, "/bin/sh", "-c", TRAPS];
+        let id = said(&podman, &[&flags[..], &asked, &rest].concat());
         let unit = format!("libpod-{id}.scope");
         wait_until("the container's output", || said(&podman, &["logs", "one"]) == "up");
         assert_eq!(property(&unit, "Slice"), "machine.slice");
-        assert_eq!(property(&unit, "KillSignal"), "15");
         assert_eq!(property(&unit, "TimeoutStopUSec"), "5min");
         let cgroup = Path::new(ROOT).join("machine.slice").join(&unit);
         assert_eq!(programs(&cgroup), ["bulkhead", "bulkhead-fsd", "bulkhead-vmm"]);
