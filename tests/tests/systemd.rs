@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bulkhead_tests::manager::{in_manager, property, systemctl};
-use bulkhead_tests::netns;
+use bulkhead_tests::netns::{self, Namespace};
 use bulkhead_tests::podman::{INFRA, Podman};
 use bulkhead_tests::{Bundle, Created, Leftovers, bulkhead, is_full, run, unique_id, wait_until};
 use serde_json::{Value, json};
@@ -223,6 +223,8 @@ fn podman_has_containers_and_pods_in_scopes() {
         let podman = Podman::with_cgroups_of("systemd");
         podman.import_busybox(IMAGE, "/bin/sh");
         podman.import_busybox(INFRA, "sleep 1000000");
+        // The directory of named namespaces becomes a mount with the first one, and stays.
+        drop(Namespace::new());
         let before = Leftovers::now();
         let flags = ["run", "--detach", "--name", "one", "--memory", "200m", "--network", "none"];
         let patient = "org.systemd.property.TimeoutStopUSec=uint64 300000000";
