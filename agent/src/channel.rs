@@ -41,6 +41,18 @@ impl Channel {
         }
     }
 
+    /// Fills `buffer`; an error if the end comes before.
+    pub async fn read_exact(&self, buffer: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.read(&mut buffer[filled..]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => filled += count,
+            }
+        }
+        Ok(())
+    }
+
     /// Reads what is there now; `None` when nothing is.
     pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match read(self.0.get_ref(), buffer) {

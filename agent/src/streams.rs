@@ -41,17 +41,7 @@ impl Streams {
     /// Reads the number and keeps the stream under it.
     async fn enrol(&self, stream: Channel) {
         let mut number = [0; 8];
-        let read = async {
-            let mut filled = 0;
-            while filled < number.len() {
-                match stream.read(&mut number[filled..]).await {
-                    Ok(0) | Err(_) => return false,
-                    Ok(count) => filled += count,
-                }
-            }
-            true
-        };
-        if matches!(timeout(PATIENCE, read).await, Ok(true)) {
+        if matches!(timeout(PATIENCE, stream.read_exact(&mut number)).await, Ok(Ok(()))) {
             self.keep(u64::from_le_bytes(number), stream);
         }
     }

@@ -21,6 +21,14 @@ fn docker() -> Docker {
     docker
 }
 
+/// Ends the daemon, whose containers have left nothing, and its bridge.
+#[track_caller]
+fn end(docker: Docker, before: &Leftovers) {
+    before.assert_none();
+    drop(docker);
+    netns::ip("link del docker0");
+}
+
 /// Serves on this host, for all tests.
 fn serve_on_host() {
     static SERVING: Once = Once::new();
@@ -51,9 +59,7 @@ fn docker_connects_and_publishes() {
     let own = to("10.87.0.1", peer::ECHO).to_string();
     docker.run(&["exec", "server", peer::PROGRAM, "tcp", &own]).expect(0);
     docker.run(&["rm", "--force", "server"]).expect(0);
-    before.assert_none();
-    drop(docker);
-    netns::ip("link del docker0");
+    end(docker, &before);
 }
 
 #[test]
@@ -103,9 +109,7 @@ fn names_of_a_network_lead_to_its_containers() {
     }
     docker.run(&["rm", "--force", "server", "client"]).expect(0);
     docker.run(&["network", "rm", "one", "two"]).expect(0);
-    before.assert_none();
-    drop(docker);
-    netns::ip("link del docker0");
+    end(docker, &before);
 }
 
 #[test]
@@ -156,9 +160,7 @@ fn container_is_driven_by_dockers_commands() {
     assert_eq!(docker.run(&["logs", "one"]).expect(0).text(), "up\ncaught\nup\ncaught");
     docker.run(&["rm", "one"]).expect(0);
     docker.run(&["volume", "rm", "vol"]).expect(0);
-    before.assert_none();
-    drop(docker);
-    netns::ip("link del docker0");
+    end(docker, &before);
 }
 
 /// What a container leaves to the image that is built.
@@ -203,7 +205,5 @@ fn images_are_built_and_containers_restarted() {
     });
     assert_eq!(docker.run(&["logs", "again"]).expect(0).text(), "run\nrun\nrun");
     docker.run(&["rm", "again"]).expect(0);
-    before.assert_none();
-    drop(docker);
-    netns::ip("link del docker0");
+    end(docker, &before);
 }

@@ -116,6 +116,9 @@ impl Explain for NetworkError {
             Self::Taken(..) => "containers cannot share a network namespace; stop the other one",
             Self::Gone(_) => "keep it until the container has ended, or remove it before",
             Self::Redirect(..) => "load the kernel modules sch_ingress, cls_u32 and act_mirred",
+            Self::Sockets(_) => "mount /proc",
+            Self::Names(_) => "raise pids.max of the sandbox's cgroup",
+            Self::Ports(_) => "mount /proc/sys so that it can be written",
             _ => "",
         };
         fix.to_owned()

@@ -86,6 +86,7 @@ impl Supervisor {
         let agent = AgentClient::new(&self.container.agent_socket, self.container.call_limit);
         self.network.sync(&mut ServingGuest { machine: &mut self.machine, agent })
     }
+
     /// Lets the guest ask who serves names in the namespace, if somebody does. That stays so: who
     /// serves none any more is asked in vain, there as here.
     fn connect_names(&mut self) -> Result<(), Failure> {

@@ -88,10 +88,10 @@ async fn send(stream: &Channel, mut frames: Receiver<Vec<u8>>) {
 async fn receive(stream: &Channel, asked: &Asked, udp: &UdpSocket) {
     let mut header = [0; Header::SIZE];
     let mut message = vec![0; MESSAGE_MAX];
-    while read_exact(stream, &mut header).await {
+    while stream.read_exact(&mut header).await.is_ok() {
         let Some(header) = Header::read(header) else { return };
         let answer = &mut message[..header.length.into()];
-        if !read_exact(stream, answer).await {
+        if stream.read_exact(answer).await.is_err() {
             return;
         }
         match asked.take(header.number) {
@@ -146,13 +146,12 @@ async fn connections(tcp: &TcpListener, host: &Host) {
 async fn converse(stream: &Channel, host: &Host) -> bool {
     let question = async {
         let mut length = [0; 2];
-        if !read_exact(stream, &mut length).await {
-            return None;
-        }
+        stream.read_exact(&mut length).await?;
         let mut message = vec![0; u16::from_be_bytes(length).into()];
-        read_exact(stream, &mut message).await.then_some(message)
+        stream.read_exact(&mut message).await?;
+        io::Result::Ok(message)
     };
-    let Ok(Some(question)) = timeout(PATIENCE, question).await else { return false };
+    let Ok(Ok(question)) = timeout(PATIENCE, question).await else { return false };
     let (waiting, answered) = oneshot::channel();
     if !host.ask(&question, Asker::Connection(waiting)).await {
         return false;
@@ -164,16 +163,4 @@ async fn converse(stream: &Channel, host: &Host) -> bool {
     let Ok(length) = u16::try_from(answer.len()) else { return false };
     let framed = [&length.to_be_bytes()[..], &answer].concat();
     matches!(timeout(PATIENCE, stream.write_all(&framed)).await, Ok(Ok(())))
-}
-
-/// Fills `buffer`; false if the stream ends before.
-async fn read_exact(stream: &Channel, buffer: &mut [u8]) -> bool {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match stream.read(&mut buffer[filled..]).await {
-            Ok(0) | Err(_) => return false,
-            Ok(count) => filled += count,
-        }
-    }
-    true
 }

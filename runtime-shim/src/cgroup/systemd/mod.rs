@@ -121,7 +121,13 @@ impl SystemdError {
             Self::Elsewhere(_) => {
                 "run bulkhead in the cgroup and pid namespaces of the host's systemd".into()
             }
-            _ => String::new(),
+            Self::Lost(_) | Self::Silent | Self::Malformed(_) => {
+                "`systemctl is-system-running` tells whether systemd answers at all".into()
+            }
+            Self::Unsent(_) | Self::Refused { .. } => {
+                "see linux.cgroupsPath and the annotations org.systemd.property.*".into()
+            }
+            Self::Job { unit, .. } => format!("`journalctl --unit {unit}` tells why"),
         }
     }
 }
