@@ -5,6 +5,7 @@
 mod checkpoint;
 mod completion;
 mod create;
+mod dashes;
 mod delete;
 mod events;
 mod exec;
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 
 use bulkhead_protocol::id::ContainerId;
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::exec::EXEC_PROCESS;
 use crate::failure::Failure;
@@ -255,11 +256,20 @@ pub fn command() -> clap::Command {
 impl Cli {
     fn parse_as_runc<T>(arguments: impl IntoIterator<Item = T>) -> Result<Self, clap::Error>
     where
-        T: Into<OsString> + Clone,
+        T: Into<OsString>,
     {
-        let mut matches = command().try_get_matches_from(arguments)?;
+        let mut matches = matches(command(), arguments)?;
         Self::from_arg_matches_mut(&mut matches)
     }
+}
+
+/// The flags of a command line, in the spellings that runc takes.
+fn matches<T: Into<OsString>>(
+    command: clap::Command,
+    arguments: impl IntoIterator<Item = T>,
+) -> Result<ArgMatches, clap::Error> {
+    let arguments = dashes::for_clap(&command, arguments);
+    command.try_get_matches_from(arguments)
 }
 
 /// Flags without a value take one behind `=`, too, as those of a Go program do.
@@ -290,8 +300,8 @@ fn go_boolean(text: &str) -> Result<bool, String> {
 
 /// Exit code for arguments that cannot be parsed: that of the command they were for.
 fn usage_code(error: &clap::Error, arguments: &[OsString]) -> u8 {
-    let command = command().ignore_errors(true).try_get_matches_from(arguments);
-    match command.as_ref().ok().and_then(|matches| matches.subcommand_name()) {
+    let matches = matches(command().ignore_errors(true), arguments);
+    match matches.as_ref().ok().and_then(|matches| matches.subcommand_name()) {
         Some("launch") => crate::failure::EXIT_LAUNCH,
         // runc reads the values of exec when it has begun.
         Some("exec") if error.kind() == ErrorKind::ValueValidation => crate::failure::EXIT_EXEC,

@@ -142,6 +142,20 @@ fn flags_take_the_values_that_those_of_go_take() {
 }
 
 #[test]
+fn dashes_are_those_of_go() {
+    let cli = parse("-root=/r -debug run -bundle /b --d c").unwrap();
+    assert!(cli.global.debug && cli.global.root.as_os_str() == "/r");
+    let Some(Command::Run(args)) = cli.command else { panic!("not run") };
+    assert!(args.detach && args.bundle.bundle.as_os_str() == "/b");
+    let cli = parse("exec -user 1:2 -tty=false -t=true c ls -tty").unwrap();
+    let Some(Command::Exec(args)) = cli.command else { panic!("not exec") };
+    assert!(args.tty && args.user.is_some());
+    assert_eq!(args.command, ["ls", "-tty"]);
+    parse("launch -it --rm img -tty").unwrap();
+    assert!(parse("run -bundel /b c").is_err());
+}
+
+#[test]
 fn checkpoint_and_restore_are_refused_by_name() {
     let line = "restore --image-path /i --work-path /w --tcp-established --ext-unix-sk \
                 --shell-job --file-locks --manage-cgroups-mode soft --empty-ns network \
