@@ -1,12 +1,13 @@
 //! System containers: the first process is a distribution's init, which boots to its multi-user
 //! state, runs services in a cgroup tree of its own, and shuts down when it is told to.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use bulkhead_tests::process::read_until;
-use bulkhead_tests::{Bundle, Created, Leftovers, run, unique_id};
+use bulkhead_tests::{Bundle, Created, Leftovers, is_full, run, unique_id, wait_until};
 use serde_json::{Value, json};
 
 /// SIGRTMIN+3, at which systemd halts (systemd(1)).
@@ -52,15 +53,24 @@ fn system_bundle(args: &[&str]) -> Bundle {
     bundle
 }
 
-/// A bundle of Debian with systemd.
-fn debian() -> Bundle {
-    let bundle = system_bundle(&["/sbin/init"]);
+/// A bundle of the Debian whose archive `variable` names, with `init` as its program.
+fn debian(variable: &str, init: &str) -> Bundle {
+    let bundle = system_bundle(&[init]);
     let root = bundle.root("");
     fs::remove_dir_all(&root).expect("the root of busybox");
     fs::create_dir(&root).expect("a root");
-    let archive = std::env::var_os("BULKHEAD_SYSTEM_ROOT").expect("BULKHEAD_SYSTEM_ROOT is set");
+    let archive = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set"));
     run(Command::new("tar").arg("-C").arg(&root).arg("-xf").arg(archive)).expect(0);
     bundle
+}
+
+/// Lets the init end itself by reboot(2), which in a container ends that.
+fn allow_reboot(bundle: &mut Bundle) {
+    bundle.edit(|config| {
+        for set in ["bounding", "effective", "permitted"] {
+            add(&mut config["process"]["capabilities"][set], json!("CAP_SYS_BOOT"));
+        }
+    });
 }
 
 /// Has systemd start `commands`' service once it has reached its multi-user state.
@@ -77,6 +87,11 @@ fn add_service(bundle: &Bundle, commands: &str) {
     std::os::unix::fs::symlink("../probe.service", wanted.join("probe.service")).expect("a link");
 }
 
+fn script(file: &Path, text: &str) {
+    fs::write(file, text).expect("a script");
+    fs::set_permissions(file, Permissions::from_mode(0o755)).expect("its mode");
+}
+
 fn written(file: &Path) -> String {
     read_until(file, |text| text.ends_with('\n'))
 }
@@ -84,7 +99,7 @@ fn written(file: &Path) -> String {
 #[test]
 fn systemd_boots_runs_services_and_halts() {
     let before = Leftovers::now();
-    let bundle = debian();
+    let bundle = debian("BULKHEAD_SYSTEM_ROOT", "/sbin/init");
     add_service(
         &bundle,
         "ExecStart=/bin/sh -c 'cat /proc/self/cgroup > /served'\n\
@@ -127,16 +142,56 @@ fn systemd_boots_runs_services_and_halts() {
     before.assert_none();
 }
 
+/// OpenRC's own init, in an image that says to OpenRC what it is, as those of distributions do.
+#[test]
+fn openrc_boots_runs_services_and_halts() {
+    if !is_full() {
+        println!("skipped: --full is not given");
+        return;
+    }
+    let before = Leftovers::now();
+    let mut bundle = debian("BULKHEAD_OPENRC_ROOT", "/sbin/openrc-init");
+    allow_reboot(&mut bundle);
+    let settings = "rc_sys=docker\nrc_cgroup_mode=unified\n";
+    fs::write(bundle.root("etc/rc.conf"), settings).expect("rc.conf");
+    let service = "#!/sbin/openrc-run\n\
+                   supervisor=supervise-daemon\n\
+                   command=/bin/sh\n\
+                   command_args=/etc/probe\n\
+                   stop_post() { echo in order >/stopped; }\n";
+    script(&bundle.root("etc/init.d/probe"), service);
+    let program = "echo $$ >/probe.pid; cat /proc/self/cgroup >>/served; exec sleep 100000\n";
+    fs::write(bundle.root("etc/probe"), program).expect("a program");
+    let link = bundle.root("etc/runlevels/default/probe");
+    std::os::unix::fs::symlink("/etc/init.d/probe", link).expect("a link");
+    let container = Created::new(unique_id("system"), bundle);
+    container.start();
+    let exec = |args: &[&str]| container.command(&["exec"], args);
+    let served = container.bundle.root("served");
+    assert_eq!(written(&served), "0::/probe\n");
+    wait_until("the default runlevel", || {
+        exec(&["rc-status", "--runlevel"]).text() == "default"
+            && exec(&["rc-service", "probe", "status"]).text().contains("started")
+    });
+    let failed = exec(&["rc-status", "--crashed"]);
+    assert_eq!(failed.text(), "", "{}", failed.stderr);
+    // What ends is started again.
+    exec(&["sh", "-c", "kill $(cat /probe.pid)"]).expect(0);
+    read_until(&served, |text| text.lines().count() == 2);
+
+    container.command(&["kill"], &["TERM"]).expect(0);
+    // SIGINT is how the kernel tells that a pid namespace has halted (reboot(2)).
+    assert_eq!(container.wait(), 128 + 2);
+    assert_eq!(written(&container.bundle.root("stopped")), "in order\n");
+    container.delete().expect(0);
+    before.assert_none();
+}
+
 #[test]
 fn busybox_init_runs_services_and_reboots() {
     let before = Leftovers::now();
     let mut bundle = system_bundle(&["/bin/init"]);
-    bundle.edit(|config| {
-        for set in ["bounding", "effective", "permitted"] {
-            // Its last step is reboot(2), which in a container ends it.
-            add(&mut config["process"]["capabilities"][set], json!("CAP_SYS_BOOT"));
-        }
-    });
+    allow_reboot(&mut bundle);
     let table = "::sysinit:/bin/echo set up\n\
                  ::respawn:/bin/sh -c 'echo served; exec sleep 100000'\n\
                  ::shutdown:/bin/echo in order\n";

@@ -28,6 +28,8 @@ pub struct Root {
 pub const SMALL: Root = Root { name: "small", recipe: 1, packages: "" };
 /// One that systemd boots.
 pub const SYSTEM: Root = Root { name: "system", recipe: 1, packages: "systemd-sysv,dbus" };
+/// One that OpenRC boots.
+pub const OPENRC: Root = Root { name: "openrc", recipe: 1, packages: "openrc" };
 
 /// Documentation, which a container image leaves out.
 const UNREAD: &[&str] = &["doc", "man", "locale", "info", "zoneinfo"];

@@ -133,7 +133,7 @@ const SUITES: &[Suite] = &[
     Suite {
         name: SYSTEM,
         kind: Kind::Guests { weight: 2 },
-        about: "containers whose first process is a distribution's init",
+        about: "containers whose first process is a distribution's init; --full: OpenRC, too",
     },
     Suite {
         name: "ctr",
@@ -190,6 +190,9 @@ pub fn test(selection: &Selection) -> Result<u8> {
     }
     if suites.iter().any(|suite| suite.name == SYSTEM) {
         variables.push(("BULKHEAD_SYSTEM_ROOT", debian::SYSTEM.archive()?));
+        if selection.full {
+            variables.push(("BULKHEAD_OPENRC_ROOT", debian::OPENRC.archive()?));
+        }
     }
     if suites.iter().any(|suite| suite.kind != Kind::Unit) {
         dist::everything()?;
