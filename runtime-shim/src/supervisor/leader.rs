@@ -23,6 +23,10 @@ const PHASE: &str = "preparing the supervisor";
 /// What enters and makes namespaces (namespaces(7)).
 const FIX: &str = "run as root, with CAP_SYS_ADMIN";
 
+/// Bytes of the second thread's stack. One of 2 MiB, as threads have by default, is a huge page of
+/// memory from its first byte on where the kernel gives those to whoever has room for them.
+const STACK_BYTES: usize = 1 << 20;
+
 type Task = Box<dyn FnOnce() + Send>;
 
 /// The first thread, as the second asks it to do things.
@@ -39,7 +43,7 @@ pub fn lead<T: Send>(
 ) -> Result<T, Failure> {
     let (tasks, asked) = mpsc::channel::<Task>();
     thread::scope(|scope| {
-        let worker = thread::Builder::new().name("supervisor".to_owned());
+        let worker = thread::Builder::new().name("supervisor".to_owned()).stack_size(STACK_BYTES);
         let worker = worker.spawn_scoped(scope, move || work(&Leader { tasks }));
         let worker = worker.map_err(|e| Failure::new(PHASE, e.to_string(), ""))?;
         // Ends with the leader's handle, which goes with the work.

@@ -161,9 +161,7 @@ impl BlockQueue {
 
     /// Starts the next operation of a request, or ends the request if there is none.
     fn advance(&mut self, request: Request) {
-        let mut vectors = self.spare.pop().unwrap_or_default();
-        vectors.clear();
-        let operation = match request.next_operation(&self.device.memory, vectors) {
+        let operation = match request.next_operation(&self.device.memory, &mut self.spare) {
             Ok(Some(operation)) => operation,
             Ok(None) => return self.end_request(request, Status::Ok),
             Err(_) => return self.end_request(request, Status::IoError),
@@ -201,7 +199,7 @@ impl BlockQueue {
 
     /// Handles the outcome of one operation of `request`.
     fn step(&mut self, mut request: Request, done: Done) {
-        if done.vectors.as_slice().len() <= SPARE_VECTORS_MAX {
+        if (1..=SPARE_VECTORS_MAX).contains(&done.vectors.as_slice().len()) {
             self.spare.push(done.vectors);
         }
         match request.outcome(done.result) {
@@ -237,7 +235,8 @@ impl BlockQueue {
             // A prefix only counts as written up to its first hole.
             written = if data >= last { last + 1 } else { data };
         }
-        self.queue.complete(&self.device.memory, chain, written);
+        // `notify`, with which every round ends, shows it together with the others.
+        self.queue.complete_unseen(&self.device.memory, chain, written);
     }
 
     fn in_flight(&self) -> bool {
@@ -293,6 +292,13 @@ impl Serve for BlockQueue {
     }
 }
 
+/// Empty vectors, in an allocation of `spare` if there is one.
+fn take(spare: &mut Vec<IoVectors>) -> IoVectors {
+    let mut vectors = spare.pop().unwrap_or_default();
+    vectors.clear();
+    vectors
+}
+
 /// What follows from an operation that is done.
 enum Outcome {
     Continue,
@@ -306,21 +312,24 @@ impl Request {
         Self { chain, work, done: 0, method }
     }
 
-    /// The operation that comes next; `None` if all is done.
+    /// The operation that comes next, with vectors of an allocation of `spare`; `None` if all is
+    /// done.
     fn next_operation(
         &self,
         memory: &GuestMemoryMmap,
-        mut vectors: IoVectors,
+        spare: &mut Vec<IoVectors>,
     ) -> Result<Option<Operation>, ChainError> {
         let (done, at) = (self.done, self.done as u64);
         Ok(match self.work {
             Work::Read { len, .. } | Work::Write { len, .. } if done == len => None,
             Work::Read { offset, len } => {
+                let mut vectors = take(spare);
                 self.chain.writable_vectors(memory, done, len - done, &mut vectors)?;
                 Some(Operation::Read { offset: offset + at, vectors })
             }
             Work::Write { offset, len } => {
                 let from = DATA_OFFSET + done;
+                let mut vectors = take(spare);
                 self.chain.readable_vectors(memory, from, len - done, &mut vectors)?;
                 Some(Operation::Write { offset: offset + at, vectors })
             }
@@ -332,6 +341,7 @@ impl Request {
                 ZeroMethod::Punch => Operation::Punch { offset, len },
                 ZeroMethod::Zero => Operation::Zero { offset, len },
                 ZeroMethod::Write => {
+                    let mut vectors = take(spare);
                     vectors.push_zeroes((len - at).min(ZEROES_STEP_BYTES) as usize);
                     Operation::Write { offset: offset + at, vectors }
                 }
