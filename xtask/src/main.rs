@@ -77,12 +77,13 @@ enum Task {
     /// First process of the emulated host
     #[command(hide = true)]
     HostInside,
-    /// Test programs, in a host
+    /// A test program, in a host
     #[command(hide = true)]
-    SuitesInside {
-        /// NAME=PATH of each
-        #[arg(last = true)]
-        programs: Vec<String>,
+    SuiteInside {
+        /// Its suite
+        name: String,
+        /// Where it is
+        program: String,
     },
     /// First process of a command on this machine
     #[command(hide = true)]
@@ -147,7 +148,7 @@ fn run(task: Task) -> Result<u8> {
             Ok(0)
         }
         Task::Test { only, full, .. } => suites::test(&suites::Selection { only, full }),
-        Task::SuitesInside { programs } => suites::inside(&programs),
+        Task::SuiteInside { name, program } => suites::inside(&name, &program),
         Task::Bench { what: Bench::Boot { rounds } } => bench::boot(rounds),
         Task::Bench { what: Bench::Commands { rounds } } => bench::commands(rounds),
         Task::Bench { what: Bench::Net { rounds } } => bench::device(bench::Suite::Net, rounds),

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every suite, one summary.
 //!
 //! `unit` and `layout` run on this machine. The others boot guests: their programs are compiled
-//! here and run where KVM is usable, several suites to one host, and as many hosts side by side
+//! here and run where KVM is usable, each suite in a host of its own, and as many hosts side by side
 //! as there are processors.
 
 mod again;
@@ -32,8 +32,8 @@ enum Kind {
     Unit,
     /// One test program of the tests package, on this machine.
     Here,
-    /// One test program of the tests package, where KVM is usable; how long it takes beside the
-    /// others, in minutes of an emulated host.
+    /// One test program of the tests package, where KVM is usable; how long it takes, in minutes of
+    /// an emulated host, so that the longest begin first.
     Guests { weight: u32 },
 }
 
@@ -57,7 +57,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "layout", kind: Kind::Here, about: "import graph, static binaries, sizes" },
     Suite {
         name: "lifecycle",
-        kind: Kind::Guests { weight: 3 },
+        kind: Kind::Guests { weight: 4 },
         about: "containers from create to delete, streams, exec",
     },
     Suite {
@@ -72,7 +72,7 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "pods",
-        kind: Kind::Guests { weight: 3 },
+        kind: Kind::Guests { weight: 4 },
         about: "several containers in one microVM: what they share, limits, ends, failures",
     },
     Suite {
@@ -82,7 +82,7 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "launch",
-        kind: Kind::Guests { weight: 3 },
+        kind: Kind::Guests { weight: 4 },
         about: "images in every form, the flags of docker run, the store",
     },
     Suite {
@@ -107,7 +107,7 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: VOLUMES,
-        kind: Kind::Guests { weight: 8 },
+        kind: Kind::Guests { weight: 7 },
         about: "mounts, and files of a share beside the same files on the host",
     },
     Suite {
@@ -117,7 +117,7 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "engines",
-        kind: Kind::Guests { weight: 4 },
+        kind: Kind::Guests { weight: 5 },
         about: "networks that CNI plugins and Docker's steps make; --full: a GiB each way",
     },
     Suite {
@@ -127,7 +127,7 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "docker",
-        kind: Kind::Guests { weight: 2 },
+        kind: Kind::Guests { weight: 5 },
         about: "a Docker daemon with bulkhead as its runtime",
     },
     Suite {
@@ -147,17 +147,17 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "nested",
-        kind: Kind::Guests { weight: 2 },
+        kind: Kind::Guests { weight: 3 },
         about: "containers of Podman inside a container",
     },
     Suite {
         name: "podman",
-        kind: Kind::Guests { weight: 3 },
+        kind: Kind::Guests { weight: 4 },
         about: "Podman's commands on containers, and its pods, one microVM each",
     },
     Suite {
         name: "failures",
-        kind: Kind::Guests { weight: 2 },
+        kind: Kind::Guests { weight: 3 },
         about: "every failure: one line, the right code, nothing left",
     },
     Suite {
