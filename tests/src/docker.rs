@@ -45,7 +45,7 @@ impl Docker {
                 address,
             ])
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
-        let ready = || run(client(&directory).arg("version")).code == 0;
+        let ready = || run(client(&directory, "docker").arg("version")).code == 0;
         // It stays, whichever container is the first to be run.
         fs::create_dir_all("/sys/fs/cgroup/docker").expect("cgroup");
         let daemon = Daemon::start(&mut command, &path("log"), ready);
@@ -54,14 +54,19 @@ impl Docker {
 
     /// `docker WORDS...`.
     pub fn run(&self, words: &[&str]) -> Outcome {
-        run(client(&self.directory).args(words))
+        run(&mut self.command(words))
     }
 
     /// The same, not yet run.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut docker = client(&self.directory);
+        let mut docker = self.client("docker");
         docker.args(words);
         docker
+    }
+
+    /// A program that drives the daemon.
+    pub fn client(&self, program: &str) -> Command {
+        client(&self.directory, program)
     }
 
     /// Makes an image of a root file system.
@@ -76,7 +81,7 @@ impl Docker {
     /// Makes an image of an archive of one.
     #[track_caller]
     pub fn import_archive(&self, archive: &Path, name: &str) {
-        run(client(&self.directory).arg("import").arg(archive).arg(name)).expect(0);
+        run(self.client("docker").arg("import").arg(archive).arg(name)).expect(0);
     }
 
     /// What the daemon has said.
@@ -100,11 +105,11 @@ impl Drop for Docker {
     }
 }
 
-/// The client of the daemon in `directory`.
-fn client(directory: &TempDir) -> Command {
+/// A client of the daemon in `directory`.
+fn client(directory: &TempDir, program: &str) -> Command {
     let path = |name: &str| directory.path().join(name);
-    let mut docker = Command::new("docker");
-    docker.arg("--host").arg(format!("unix://{}", path("socket").display()));
-    docker.env("DOCKER_CONFIG", path("config"));
-    docker
+    let mut client = Command::new(program);
+    client.env("DOCKER_HOST", format!("unix://{}", path("socket").display()));
+    client.env("DOCKER_CONFIG", path("config"));
+    client
 }

@@ -30,6 +30,9 @@ pub const SMALL: Root = Root { name: "small", recipe: 1, packages: "" };
 pub const SYSTEM: Root = Root { name: "system", recipe: 1, packages: "systemd-sysv,dbus" };
 /// One that OpenRC boots.
 pub const OPENRC: Root = Root { name: "openrc", recipe: 1, packages: "openrc" };
+/// One with the servers of an application of three tiers.
+pub const COMPOSE: Root =
+    Root { name: "compose", recipe: 1, packages: "nginx-light,python3,redis-server" };
 
 /// Documentation, which a container image leaves out.
 const UNREAD: &[&str] = &["doc", "man", "locale", "info", "zoneinfo"];

@@ -81,6 +81,9 @@ pub const VOLUMES: Group =
 /// A manager of units for tests: the program alone, which becomes nobody's first process here.
 pub const MANAGER: Group = Group { purpose: "tests with systemd", packages: &["systemd"] };
 
+/// Docker Compose, which without what it recommends is a client alone.
+pub const COMPOSE: Group = Group { purpose: "tests with Compose", packages: &["docker-compose"] };
+
 /// Building a Debian root file system.
 pub const ROOT: Group = Group { purpose: "a Debian root file system", packages: &["mmdebstrap"] };
 

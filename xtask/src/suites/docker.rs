@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::{checkout, packages};
 
 /// The suites that need the programs.
-pub const SUITES: [&str; 2] = ["docker", "ctr"];
+pub const SUITES: [&str; 3] = ["docker", "ctr", super::COMPOSE];
 
 /// The packages of daemon, client and what they run; runc is installed for other suites.
 const PACKAGES: [&str; 2] = ["docker.io", "containerd"];

@@ -51,6 +51,8 @@ const VOLUMES: &str = "volumes";
 const SYSTEM: &str = "system";
 /// The suite with a systemd of its own.
 const SYSTEMD: &str = "systemd";
+/// The suite that drives Docker Compose.
+const COMPOSE: &str = "compose";
 
 const SUITES: &[Suite] = &[
     Suite { name: "unit", kind: Kind::Unit, about: "unit and property tests of every package" },
@@ -131,6 +133,11 @@ const SUITES: &[Suite] = &[
         about: "a Docker daemon with bulkhead as its runtime",
     },
     Suite {
+        name: COMPOSE,
+        kind: Kind::Guests { weight: 4 },
+        about: "an application of three tiers that Docker Compose runs, a microVM each",
+    },
+    Suite {
         name: SYSTEM,
         kind: Kind::Guests { weight: 2 },
         about: "containers whose first process is a distribution's init; --full: OpenRC, too",
@@ -187,6 +194,10 @@ pub fn test(selection: &Selection) -> Result<u8> {
     }
     if suites.iter().any(|suite| suite.name == SYSTEMD) {
         packages::ensure(&[&packages::MANAGER])?;
+    }
+    if suites.iter().any(|suite| suite.name == COMPOSE) {
+        packages::ensure(&[&packages::COMPOSE])?;
+        variables.push(("BULKHEAD_COMPOSE_ROOT", debian::COMPOSE.archive()?));
     }
     if suites.iter().any(|suite| suite.name == SYSTEM) {
         variables.push(("BULKHEAD_SYSTEM_ROOT", debian::SYSTEM.archive()?));
