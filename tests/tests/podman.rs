@@ -1,5 +1,5 @@
 //! Podman's commands on containers and pods in microVMs: terminals, entering, signals, figures,
-//! volumes, two containers in one microVM, and nothing left behind.
+//! volumes, builds, two containers in one microVM, and nothing left behind.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 use bulkhead_tests::netns::{self, Namespace};
 use bulkhead_tests::podman::{INFRA, Podman};
 use bulkhead_tests::terminal::{SIZES, resized};
-use bulkhead_tests::{Leftovers, wait_until};
+use bulkhead_tests::{Leftovers, Outcome, is_full, run, wait_until};
 use serde_json::Value;
 
 /// The image of every container.
@@ -152,6 +152,54 @@ fn run_on_a_terminal_and_of_no_program() {
     resized(podman.command(&[&run[..], &rest].concat()));
     let missing = podman.run(&[&run[..], &[IMAGE, "/nowhere"]].concat()).expect(127);
     assert!(missing.stderr.contains("/nowhere: no such file or directory"), "{}", missing.stderr);
+}
+
+/// Instructions whose commands leave something for each other and for the image's program.
+const INSTRUCTIONS: &str = r#"
+ENV SAID=built
+RUN echo $SAID on $(uname -r) >/built && chown user /built
+COPY file /copied
+USER user
+RUN id -un && cat /copied >>/built
+CMD ["/bin/sh", "-c", "cat /built; uname -r; exit 4"]
+"#;
+
+/// `podman build --runtime` of the instructions after one that names the base.
+fn build(podman: &Podman, words: &[&str], instructions: &str) -> Outcome {
+    let context = tempfile::tempdir().expect("temp dir");
+    let write =
+        |name: &str, text: &str| fs::write(context.path().join(name), text).expect("a file");
+    write("Containerfile", &format!("FROM {IMAGE}\n{instructions}"));
+    write("file", "from the host\n");
+    let mut command = podman.command(&["build", "--runtime"]);
+    run(command.arg(podman.runtime()).args(words).arg(context.path()))
+}
+
+#[test]
+fn images_are_built_with_each_command_in_a_microvm() {
+    if !is_full() {
+        return println!("skipped: a part of --full");
+    }
+    let podman = podman();
+    let before = Leftovers::now();
+    let built = build(&podman, &["--tag", "localhost/built"], INSTRUCTIONS).expect(0);
+    assert!(built.text().lines().any(|line| line == "user"), "{}", built.text());
+    let host = rustix::system::uname().release().to_string_lossy().into_owned();
+    let ran = podman.run(&["run", "--rm", "--network", "none", "localhost/built"]).expect(4).text();
+    let lines: Vec<&str> = ran.lines().collect();
+    let [step, "from the host", program] = lines[..] else { panic!("{ran}") };
+    assert_eq!(step, format!("built on {program}"));
+    assert_ne!(program, host);
+
+    let failing = "RUN echo before; exit 23\nRUN echo never\n";
+    let failed = build(&podman, &["--tag", "localhost/failed"], failing);
+    let text = failed.text();
+    let printed = |line: &str| text.lines().any(|printed| printed == line);
+    assert!(failed.code != 0 && printed("before") && !printed("never"), "{failed:?}");
+    assert!(failed.stderr.contains("exit status 23"), "{}", failed.stderr);
+    podman.run(&["image", "exists", "localhost/failed"]).expect(1);
+    remove_podmans_own(&["cni-podman0"]);
+    before.assert_none();
 }
 
 /// Two containers that meet on their loopback and in a volume of the pod.

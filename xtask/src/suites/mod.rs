@@ -160,7 +160,7 @@ const SUITES: &[Suite] = &[
     Suite {
         name: "podman",
         kind: Kind::Guests { weight: 4 },
-        about: "Podman's commands on containers, and its pods, one microVM each",
+        about: "Podman's commands on containers, and its pods; --full: its builds",
     },
     Suite {
         name: "failures",
