@@ -2,7 +2,7 @@
 //! exit code, in seconds, and nothing left behind.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -81,11 +81,15 @@ fn unknown_annotation_and_impossible_fields() {
 
 #[test]
 fn invalid_id() {
+    let before = Leftovers::now();
     let bundle = Bundle::new(&["/bin/true"]);
-    for id in ["..", "a/b", "a b"] {
+    for id in ["..", ".", "../up", "a/b", "/a", "a b", ""] {
         let outcome = run(bulkhead().args(["run", "--bundle"]).arg(bundle.path()).arg(id));
-        assert_explains(&outcome.expect(1), &["id"]);
+        assert_explains(&outcome.expect(1), &["container", "id"]);
+        let outcome = run(bulkhead().args(["delete", "--force", id]));
+        assert_explains(&outcome.expect(1), &["container", "id"]);
     }
+    before.assert_none();
 }
 
 #[test]
@@ -98,6 +102,12 @@ fn state_directory_that_others_can_write() {
     fails(&mut command, bundle.path(), 1, &["state directory", "mode 777", "chmod go-w"]);
     let outcome = run(bulkhead().arg("--root").arg(root.path()).args(["delete", "--force", "x"]));
     assert_explains(&outcome.expect(1), &["state directory", "mode 777"]);
+    // Made by somebody else, who can change its mode at any time.
+    fs::set_permissions(root.path(), Permissions::from_mode(0o755)).expect("a mode");
+    chown(root.path(), Some(1000), None).expect("an owner");
+    let mut command = bulkhead();
+    command.arg("--root").arg(root.path());
+    fails(&mut command, bundle.path(), 1, &["state directory", "belongs to user 1000"]);
 }
 
 #[test]
