@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bulkhead_tests::docker::Docker;
-use bulkhead_tests::{Leftovers, Outcome, netns, run, wait_until};
+use bulkhead_tests::{Leftovers, Outcome, is_full, netns, run, wait_until};
 use tempfile::TempDir;
 
 /// Where the proxy is published on this host.
@@ -36,6 +36,7 @@ impl Shop {
         let files = tempfile::tempdir().expect("temp dir");
         for (name, text) in [
             ("compose.yml", include_str!("compose.yml")),
+            ("checked.yml", include_str!("checked.yml")),
             ("nginx.conf", include_str!("nginx.conf")),
             ("application.py", include_str!("application.py")),
         ] {
@@ -133,5 +134,46 @@ fn three_tiers_serve_from_kernels_of_their_own_and_keep_their_data() {
     assert_eq!(shop.listed(&["volume", "ls"]), "shop_visits");
     shop.compose(&["up", "--detach"]).expect(0);
     assert_eq!(shop.visit().0, first + 3);
+    shop.end(&before);
+}
+
+#[test]
+fn services_are_checked_scaled_stopped_and_run_once() {
+    if !is_full() {
+        return println!("skipped: only of the long form");
+    }
+    let shop = Shop::new();
+    let before = Leftovers::now();
+    let two = ["--file", "checked.yml", "up", "--detach", "--scale", "application=2"];
+    shop.compose(&two).expect(0);
+    let state = ["inspect", "--format", "{{.State.Health.Status}}", "shop_database_1"];
+    assert_eq!(shop.docker.run(&state).expect(0).text(), "healthy");
+    let mut servers = BTreeSet::new();
+    wait_until("answers of both servers", || {
+        servers.insert(shop.visit().1);
+        servers.len() == 2
+    });
+    assert_eq!(shop.compose(&["port", "proxy", "80"]).expect(0).text(), "0.0.0.0:8089");
+    let processes = shop.compose(&["top"]).expect(0).text();
+    assert_eq!(processes.matches("bulkhead-vmm").count(), 4, "{processes}");
+
+    shop.compose(&["pause", "application"]).expect(0);
+    let listed = shop.compose(&["ps", "application"]).expect(0).text();
+    assert_eq!(listed.matches("Paused").count(), 2, "{listed}");
+    shop.compose(&["unpause", "application"]).expect(0);
+    let (count, _) = shop.visit();
+    shop.compose(&["stop", "application"]).expect(0);
+    let refused = get().expect("an answer of the proxy");
+    assert!(refused.starts_with("HTTP/1.1 502 "), "{refused}");
+    let counted = ["run", "--rm", "-T", "database", "redis-cli", "-h", "database", "get", "visits"];
+    assert_eq!(shop.compose(&counted).expect(0).text(), count.to_string());
+    shop.compose(&["run", "--rm", "-T", "--no-deps", "proxy", "sh", "-c", "exit 5"]).expect(5);
+    shop.compose(&["start", "application"]).expect(0);
+    assert_eq!(shop.visit().0, count + 1);
+    let one = ["up", "--detach", "--scale", "application=1"];
+    shop.compose(&one).expect(0);
+    assert_eq!(shop.listed(&["ps"]).lines().count(), 3);
+    shop.compose(&["kill", "-s", "TERM", "proxy"]).expect(0);
+    wait_until("the end of the proxy", || get().is_err());
     shop.end(&before);
 }
