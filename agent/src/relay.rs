@@ -2,7 +2,7 @@
 //!
 //! The process's end is a pipe or the master of a terminal; nothing in a byte is looked at.
 
-use std::{io, sync::Arc};
+use std::{convert::Infallible, future::pending, io, sync::Arc};
 
 use rustix::io::ioctl_fionread;
 use tokio::sync::{oneshot, watch};
@@ -58,18 +58,64 @@ pub fn output(
     tokio::spawn(async move {
         let mut buffer = vec![0; CHUNK];
         let ended = move_output(&source, &sink, exit, &mut buffer).await;
-        // Fails when the host has gone, which is as good.
-        let _ = sink.shutdown_write();
-        let _ = done.send(());
-        if matches!(ended, Ended::Exited) {
-            // Children of the process that still hold the pipe must not block on it.
-            while matches!(source.channel().read(&mut buffer).await, Ok(1..)) {}
-        }
-        drop(source);
-        // The socket stays until the host has closed it, so that no byte is cut off by a reset.
-        while matches!(sink.read(&mut buffer).await, Ok(1..)) {}
+        finish(source, sink, ended, done, buffer).await;
     });
     drained
+}
+
+/// As [`output`] of the terminal that `master` is of, and moves what comes from `stream` into it,
+/// which has no end of input. When the host takes no more output, nothing of this holds the master
+/// any more: the end of the host's terminal is that of the process's.
+pub fn terminal(
+    master: Arc<Channel>,
+    stream: Option<Channel>,
+    sink: Channel,
+    exit: watch::Receiver<Option<Exit>>,
+) -> oneshot::Receiver<()> {
+    let (done, drained) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; CHUNK];
+        let source = Source::Terminal(Arc::clone(&master));
+        let typed = async move {
+            if let Some(stream) = stream {
+                copy_input(&stream, &master).await;
+            }
+            pending::<Infallible>().await
+        };
+        let ended = tokio::select! {
+            ended = move_output(&source, &sink, exit, &mut buffer) => ended,
+            () = closed(&sink) => Ended::Closed,
+            never = typed => match never {},
+        };
+        finish(source, sink, ended, done, buffer).await;
+    });
+    drained
+}
+
+/// What is left to do with a stream of which everything was handed over.
+async fn finish(
+    source: Source,
+    sink: Channel,
+    ended: Ended,
+    done: oneshot::Sender<()>,
+    mut buffer: Vec<u8>,
+) {
+    // Fails when the host has gone, which is as good.
+    let _ = sink.shutdown_write();
+    let _ = done.send(());
+    if matches!(ended, Ended::Exited) {
+        // Children of the process that still hold the pipe must not block on it.
+        while matches!(source.channel().read(&mut buffer).await, Ok(1..)) {}
+    }
+    drop(source);
+    // The socket stays until the host has closed it, so that no byte is cut off by a reset.
+    closed(&sink).await;
+}
+
+/// Waits until the host reads no more. It never writes into an output.
+async fn closed(sink: &Channel) {
+    let mut buffer = [0; 16];
+    while matches!(sink.read(&mut buffer).await, Ok(1..)) {}
 }
 
 enum Ended {
@@ -114,22 +160,22 @@ async fn move_output(
     Ended::Exited
 }
 
-/// Starts to move the host's bytes into a pipe, which is closed at their end, or into a terminal,
-/// which has no end of input.
-pub fn input(stream: Channel, to: Arc<Channel>, mut exit: watch::Receiver<Option<Exit>>) {
+/// Starts to move the host's bytes into a pipe, which is closed at their end.
+pub fn input(stream: Channel, to: Channel, mut exit: watch::Receiver<Option<Exit>>) {
     tokio::spawn(async move {
-        let mut buffer = vec![0; CHUNK];
-        let copy = async {
-            while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-                if to.write_all(&buffer[..count]).await.is_err() {
-                    // The process reads no more.
-                    break;
-                }
-            }
-        };
         tokio::select! {
-            () = copy => {}
+            () = copy_input(&stream, &to) => {}
             _ = exit.wait_for(Option::is_some) => {}
         }
     });
+}
+
+async fn copy_input(stream: &Channel, to: &Channel) {
+    let mut buffer = vec![0; CHUNK];
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        if to.write_all(&buffer[..count]).await.is_err() {
+            // The process reads no more.
+            return;
+        }
+    }
 }

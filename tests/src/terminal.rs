@@ -1,11 +1,14 @@
 //! A terminal for a program under test: a pty whose other end the test holds.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
@@ -36,6 +39,11 @@ pub fn resized(command: Command) {
 pub struct OnTerminal {
     /// The program.
     pub child: Child,
+    screen: Screen,
+}
+
+/// The end of a terminal that its user has, and what it has shown.
+pub struct Screen {
     master: File,
     seen: Vec<u8>,
 }
@@ -70,18 +78,56 @@ impl OnTerminal {
         let child = command.spawn().expect("the program starts");
         // The command holds the other end too, and would keep the terminal from ending.
         drop(command);
-        Self { child, master: master.into(), seen: Vec::new() }
+        Self { child, screen: Screen { master: master.into(), seen: Vec::new() } }
     }
 
     /// Types `text`.
     pub fn type_in(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).expect("writing to the terminal");
+        self.screen.master.write_all(text.as_bytes()).expect("writing to the terminal");
     }
 
     /// Changes the window size, as a terminal emulator does.
     pub fn resize(&mut self, rows: u16, columns: u16) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(&self.master, size).expect("window size");
+        rustix::termios::tcsetwinsize(&self.screen.master, size).expect("window size");
+    }
+
+    /// As [`Screen::wait_for`].
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) {
+        self.screen.wait_for(text);
+    }
+
+    /// What was shown so far.
+    pub fn shown(&self) -> String {
+        self.screen.shown()
+    }
+
+    /// Reads to the end and gives the exit code.
+    pub fn finish(mut self) -> (i32, String) {
+        while self.screen.read_some() {}
+        let code = self.child.wait().expect("waiting").code().unwrap_or(-1);
+        (code, self.shown())
+    }
+}
+
+impl Screen {
+    /// The one that comes over a socket of `--console-socket`.
+    #[track_caller]
+    pub fn received(socket: &UnixListener) -> Self {
+        let (connection, _) = socket.accept().expect("a connection");
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut name = [0; 4096];
+        let mut parts = [IoSliceMut::new(&mut name)];
+        recvmsg(&connection, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+            .expect("a message");
+        let mut fds = ancillary.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        let master = fds.next().expect("a descriptor");
+        Self { master: master.into(), seen: Vec::new() }
     }
 
     /// Reads until what was shown contains `text`; fails at the terminal's end, and when nothing
@@ -111,12 +157,5 @@ impl OnTerminal {
     /// What was shown so far.
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.seen).into_owned()
-    }
-
-    /// Reads to the end and gives the exit code.
-    pub fn finish(mut self) -> (i32, String) {
-        while self.read_some() {}
-        let code = self.child.wait().expect("waiting").code().unwrap_or(-1);
-        (code, self.shown())
     }
 }

@@ -7,7 +7,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use bulkhead_tests::{Bundle, Created, Leftovers, Outcome, bulkhead, run, unique_id};
+use bulkhead_tests::terminal::Screen;
+use bulkhead_tests::{Bundle, Created, Leftovers, Outcome, bulkhead, run, unique_id, wait_until};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -122,6 +123,33 @@ fn console_socket_that_has_gone() {
     create.args(["create", "--bundle"]).arg(bundle.path()).arg("--console-socket").arg(&socket);
     let outcome = run(create.arg(unique_id("fail")));
     assert_explains(&outcome.expect(1), &["console socket", "Connection refused"]);
+    before.assert_none();
+}
+
+#[test]
+fn console_that_goes_away_hangs_up() {
+    let before = Leftovers::now();
+    let script = "trap 'echo hangup >/told; exit 7' HUP; echo ready; while :; do sleep 0.1; done";
+    let mut bundle = Bundle::script(script);
+    bundle.edit(|config| config["process"]["terminal"] = json!(true));
+    let socket = bundle.path().join("console");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let id = unique_id("console");
+    let mut create = bulkhead();
+    create.args(["create", "--bundle"]).arg(bundle.path()).arg("--console-socket").arg(&socket);
+    // The supervisor keeps what it inherits.
+    create.arg(&id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut creating = create.spawn().expect("bulkhead starts");
+    let mut screen = Screen::received(&listener);
+    assert!(creating.wait().expect("waiting").success());
+    run(bulkhead().args(["start", &id])).expect(0);
+    screen.wait_for("ready");
+    drop(screen);
+    wait_until("the end of the container", || {
+        run(bulkhead().args(["state", &id])).expect(0).text().contains("\"stopped\"")
+    });
+    assert_eq!(fs::read_to_string(bundle.root("told")).expect("the trap's"), "hangup\n");
+    run(bulkhead().args(["delete", &id])).expect(0);
     before.assert_none();
 }
 

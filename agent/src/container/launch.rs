@@ -10,7 +10,7 @@ use std::{
     },
     path::PathBuf,
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use bulkhead_protocol::agent::server as api;
@@ -48,6 +48,9 @@ pub enum LaunchError {
     /// No helper.
     #[error("start the container helper: {0}")]
     Helper(#[source] io::Error),
+    /// A terminal without a stream for what it shows.
+    #[error("a terminal needs a standard output")]
+    Unseen,
     /// The terminal did not arrive.
     #[error("receive the terminal: {0}")]
     Terminal(#[source] io::Error),
@@ -215,7 +218,8 @@ fn keep(lines: &mut Vec<u8>, more: &[u8]) {
     lines.extend_from_slice(&more[..more.len().min(room)]);
 }
 
-type Relays = (Option<Arc<Channel>>, Vec<tokio::sync::oneshot::Receiver<()>>);
+/// The terminal's master while it is in use, and who tells that an output was handed over.
+type Relays = (Option<Weak<Channel>>, Vec<tokio::sync::oneshot::Receiver<()>>);
 
 fn connect_pipes(
     stdin: Option<PipeWriter>,
@@ -226,7 +230,7 @@ fn connect_pipes(
 ) -> Result<Relays, LaunchError> {
     if let (Some(pipe), Some(stream)) = (stdin, host.stdin) {
         let pipe = Channel::with(pipe.into(), Interest::WRITABLE).map_err(LaunchError::Stdio)?;
-        relay::input(stream, Arc::new(pipe), exit.clone());
+        relay::input(stream, pipe, exit.clone());
     }
     let mut drained = Vec::new();
     for (pipe, stream) in [(stdout, host.stdout), (stderr, host.stderr)] {
@@ -248,14 +252,11 @@ fn connect_terminal(
     let (connection, _) = socket.listener.accept().map_err(LaunchError::Terminal)?;
     let master = receive_fd(&connection).map_err(LaunchError::Terminal)?;
     let master = Arc::new(Channel::new(master).map_err(LaunchError::Terminal)?);
-    if let Some(stream) = host.stdin {
-        relay::input(stream, Arc::clone(&master), exit.clone());
-    }
-    // A terminal has one output; the stream for errors stays silent.
-    let drained = host
-        .stdout
-        .map(|stream| relay::output(Source::Terminal(Arc::clone(&master)), stream, exit));
-    Ok((Some(master), drained.into_iter().collect()))
+    let in_use = Arc::downgrade(&master);
+    // It has one output; the stream for errors stays silent.
+    let sink = host.stdout.ok_or(LaunchError::Unseen)?;
+    let drained = relay::terminal(master, host.stdin, sink, exit);
+    Ok((Some(in_use), vec![drained]))
 }
 
 fn receive_fd(socket: &std::os::unix::net::UnixStream) -> io::Result<OwnedFd> {

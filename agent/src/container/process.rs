@@ -1,6 +1,9 @@
 //! One process that the host asked for: a container's init or a process added to it.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Weak},
+};
 
 use rustix::{
     io::Errno,
@@ -18,7 +21,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Process {
     child: Arc<Child>,
-    master: Option<Arc<Channel>>,
+    /// Held by the relay alone, with whose end the terminal hangs up.
+    master: Option<Weak<Channel>>,
     /// Set once it has ended and its output has been handed over.
     finished: watch::Receiver<Option<Exit>>,
 }
@@ -27,7 +31,7 @@ impl Process {
     /// `drained` fire when output written before the end has been handed over.
     pub fn new(
         child: Arc<Child>,
-        master: Option<Arc<Channel>>,
+        master: Option<Weak<Channel>>,
         drained: Vec<oneshot::Receiver<()>>,
     ) -> Self {
         let (sender, finished) = watch::channel(None);
@@ -71,10 +75,10 @@ impl Process {
         self.child.signal(signal)
     }
 
-    /// Sets the window size of its terminal; `None` without a terminal.
+    /// Sets the window size of its terminal; `None` without a terminal, or after its end.
     pub fn resize(&self, rows: u16, columns: u16) -> Option<io::Result<()>> {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let master = self.master.as_ref()?;
-        Some(tcsetwinsize(master, size).map_err(io::Error::from))
+        let master = self.master.as_ref()?.upgrade()?;
+        Some(tcsetwinsize(&*master, size).map_err(io::Error::from))
     }
 }

@@ -14,6 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bulkhead_protocol::guest::STDIO_PORT;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::isatty;
 use thiserror::Error;
 
 use crate::agent_client::Streams;
@@ -55,6 +57,8 @@ pub struct HostStreams {
     stdout: OwnedFd,
     /// None with a terminal, which has one output.
     stderr: Option<OwnedFd>,
+    /// The input is a terminal whose end is that of the process's terminal.
+    hangs_up: bool,
 }
 
 impl HostStreams {
@@ -70,13 +74,14 @@ impl HostStreams {
                 true => None,
                 false => Some(take("stderr", io::stderr().as_fd())?),
             },
+            hangs_up: terminal && isatty(io::stdin()),
         })
     }
 
     /// Both directions on one terminal.
     pub fn terminal(terminal: &OwnedFd) -> Result<Self, RelayError> {
         let take = |name| terminal.try_clone().map_err(|e| RelayError::Take(name, e));
-        Ok(Self { stdin: take("stdin")?, stdout: take("stdout")?, stderr: None })
+        Ok(Self { stdin: take("stdin")?, stdout: take("stdout")?, stderr: None, hangs_up: true })
     }
 }
 
@@ -134,7 +139,11 @@ impl Relay {
     pub fn start(host: HostStreams, guest: GuestStreams) -> Result<Self, RelayError> {
         let (outputs, running) = io::pipe().map_err(RelayError::Thread)?;
         let GuestStreams { stdin, stdout, stderr, .. } = guest;
-        spawn("stdin", move |chunk| copy_input(host.stdin.into(), stdin, chunk))?;
+        let shown = match host.hangs_up {
+            true => Some(stdout.try_clone().map_err(RelayError::Thread)?),
+            false => None,
+        };
+        spawn("stdin", move |chunk| copy_input(host.stdin.into(), stdin, shown, chunk))?;
         if let (Some(to), Some(from)) = (host.stderr, stderr) {
             let running = running.try_clone().map_err(RelayError::Thread)?;
             spawn("stderr", move |chunk| copy_output(from, to.into(), running, chunk))?;
@@ -168,11 +177,21 @@ fn spawn(name: &str, run: impl FnOnce(&mut [u8]) + Send + 'static) -> Result<(),
         .map_err(RelayError::Thread)
 }
 
-/// Host to guest. The end of the input becomes the end of the stream.
-fn copy_input(from: File, to: UnixStream, chunk: &mut [u8]) {
+/// Host to guest. The end of the input becomes the end of the stream. A terminal that has gone takes
+/// the stream of what it has `shown` with it, so that the guest's hangs up, too.
+fn copy_input(from: File, to: UnixStream, shown: Option<UnixStream>, chunk: &mut [u8]) {
     copy(&from, &to, chunk);
     // A guest that has gone needs no end of its input.
     let _ = to.shutdown(Shutdown::Write);
+    if let Some(shown) = shown.filter(|_| has_gone(&from)) {
+        let _ = shown.shutdown(Shutdown::Both);
+    }
+}
+
+/// Whether the other end of a terminal was closed.
+fn has_gone(terminal: &File) -> bool {
+    let mut fds = [PollFd::new(terminal, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 /// Guest to host. A reader of the host that goes away takes the stream with it, so that the
@@ -199,6 +218,8 @@ fn copy(mut from: impl Read, mut to: impl Write, chunk: &mut [u8]) {
 mod tests {
     use std::os::unix::net::UnixStream;
 
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+
     use super::*;
 
     struct Rig {
@@ -214,7 +235,12 @@ mod tests {
         let (stdout, host_out) = io::pipe().unwrap();
         let (guest_in, a) = UnixStream::pair().unwrap();
         let (guest_out, b) = UnixStream::pair().unwrap();
-        let host = HostStreams { stdin: host_in.into(), stdout: host_out.into(), stderr: None };
+        let host = HostStreams {
+            stdin: host_in.into(),
+            stdout: host_out.into(),
+            stderr: None,
+            hangs_up: false,
+        };
         let numbers = Streams::default();
         let guest = GuestStreams { stdin: a, stdout: b, stderr: None, numbers };
         let relay = Relay::start(host, guest).unwrap();
@@ -235,6 +261,27 @@ mod tests {
         rig.stdout.read_to_string(&mut got).unwrap();
         assert_eq!(got, "out");
         rig.relay.outputs.read_to_string(&mut got).unwrap();
+    }
+
+    #[test]
+    fn terminal_that_hangs_up_ends_both_streams() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let master = openpt(flags).unwrap();
+        unlockpt(&master).unwrap();
+        let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
+        let (mut guest_in, stdin) = UnixStream::pair().unwrap();
+        let (mut guest_out, stdout) = UnixStream::pair().unwrap();
+        let guest = GuestStreams { stdin, stdout, stderr: None, numbers: Streams::default() };
+        let relay = Relay::start(HostStreams::terminal(&slave).unwrap(), guest).unwrap();
+        drop(slave);
+        rustix::io::write(&master, b"in\n").unwrap();
+        let mut got = [0; 3];
+        guest_in.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"in\n");
+        drop(master);
+        assert_eq!(guest_in.read(&mut got).unwrap(), 0);
+        assert_eq!(guest_out.read(&mut got).unwrap(), 0);
+        relay.wait();
     }
 
     #[test]
