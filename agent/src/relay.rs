@@ -21,13 +21,15 @@ pub enum Source {
     Pipe(Channel),
     /// Master of a terminal.
     Terminal(Arc<Channel>),
+    /// One end of a pair of sockets.
+    Socket(Arc<Channel>),
 }
 
 impl Source {
     fn channel(&self) -> &Channel {
         match self {
             Self::Pipe(channel) => channel,
-            Self::Terminal(channel) => channel,
+            Self::Terminal(channel) | Self::Socket(channel) => channel,
         }
     }
 
@@ -39,9 +41,8 @@ impl Source {
     /// Upper bound of what was written before now.
     fn pending(&self) -> usize {
         match self {
-            Self::Pipe(channel) => {
-                ioctl_fionread(channel).map_or(0, |count| usize::try_from(count).unwrap_or(0))
-            }
+            Self::Pipe(_) | Self::Socket(_) => ioctl_fionread(self.channel())
+                .map_or(0, |count| usize::try_from(count).unwrap_or(0)),
             Self::Terminal(_) => TERMINAL_MAX,
         }
     }
@@ -158,6 +159,46 @@ async fn move_output(
         pending -= count;
     }
     Ended::Exited
+}
+
+/// Starts to move bytes between a socket of the process and the host's stream, until both
+/// directions have ended or the process has. The receiver fires when everything that the process
+/// wrote has been handed over.
+pub fn socket(
+    near: Channel,
+    stream: Channel,
+    exit: watch::Receiver<Option<Exit>>,
+) -> oneshot::Receiver<()> {
+    let (done, drained) = oneshot::channel();
+    tokio::spawn(async move {
+        let near = Arc::new(near);
+        let outward = async {
+            let mut buffer = vec![0; CHUNK];
+            let source = Source::Socket(Arc::clone(&near));
+            move_output(&source, &stream, exit.clone(), &mut buffer).await;
+            // Fails when the host has gone, which is as good.
+            let _ = stream.shutdown_write();
+            let _ = done.send(());
+        };
+        let inward = async {
+            copy_input(&stream, &near).await;
+            // Fails when the process has closed it.
+            let _ = near.shutdown_write();
+        };
+        let inward = async {
+            let mut exit = exit.clone();
+            tokio::select! {
+                () = inward => {}
+                _ = exit.wait_for(Option::is_some) => {}
+            }
+        };
+        tokio::join!(outward, inward);
+        // What still holds the process's end must not block on it.
+        drop(near);
+        // The stream stays until the host has closed it, so that no byte is cut off by a reset.
+        closed(&stream).await;
+    });
+    drained
 }
 
 /// Starts to move the host's bytes into a pipe, which is closed at their end.

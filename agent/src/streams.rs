@@ -14,8 +14,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A named stream was not there in time.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("standard stream {0} was not opened within 5 s")]
+#[error("stream {0} was not opened within 5 s")]
 pub struct MissingStream(u64);
+
+impl MissingStream {
+    /// That of `number`, which may be 0 where a stream is needed.
+    pub fn new(number: u64) -> Self {
+        Self(number)
+    }
+}
 
 /// The unclaimed streams.
 #[derive(Debug, Default)]

@@ -31,5 +31,7 @@ pub const NET_PAIRS_MAX: usize = 8;
 pub const SHARES_MAX: usize = 240;
 /// Shares of all containers of one sandbox.
 pub const SHARES_OF_ALL_MAX: usize = 1024;
+/// Descriptors of the caller that one process gets behind its standard streams.
+pub const PRESERVED_MAX: usize = 32;
 /// Last bytes of the guest console that are kept.
 pub const CONSOLE_TAIL: usize = 16 << 10;

@@ -31,6 +31,7 @@ pub mod launch;
 pub mod logging;
 pub mod network;
 pub mod plan;
+pub mod preserved;
 #[cfg(test)]
 mod privilege;
 pub mod process;

@@ -11,6 +11,7 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use crate::announce::Announcement;
+use crate::preserved::Preserved;
 use crate::uplink;
 
 /// One sandbox to create.
@@ -20,6 +21,8 @@ pub struct SandboxRequest {
     pub options: SandboxOptions,
     /// Where the container's root file system comes from.
     pub root: RootSource,
+    /// Descriptors that the process gets behind its standard streams.
+    pub preserved: Vec<Preserved>,
 }
 
 /// The plain part of a [`SandboxRequest`].

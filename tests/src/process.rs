@@ -2,11 +2,15 @@
 
 use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use rustix::io::fcntl_dupfd_cloexec;
 
 /// Between two looks at what is waited for.
 const STEP: Duration = Duration::from_millis(50);
@@ -141,6 +145,25 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
         scope.spawn(move || drop(stdin.write_all(input)));
         child.wait_with_output().expect("waiting for the program").into()
     })
+}
+
+/// Gives the program of `command` these as its descriptors from 3 on.
+pub fn preserve(command: &mut Command, fds: Vec<OwnedFd>) {
+    // Out of the way of the numbers that they get.
+    let moved = |fd: OwnedFd| fcntl_dupfd_cloexec(fd, 64).expect("a descriptor");
+    let fds: Vec<OwnedFd> = fds.into_iter().map(moved).collect();
+    let take = move || {
+        for (fd, number) in fds.iter().zip(3..) {
+            // SAFETY: both are numbers; what is replaced is the child's own copy of a descriptor.
+            if unsafe { libc::dup2(fd.as_raw_fd(), number) } == -1 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls and allocates nothing, which is allowed between fork
+    // and exec.
+    unsafe { command.pre_exec(take) };
 }
 
 /// An id that no other test of this process uses.

@@ -1,11 +1,15 @@
 //! A container's life through the OCI command line: run, create, start, exec, kill, delete.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
+use std::net::{Shutdown, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use bulkhead_tests::process::run_with_input;
+use bulkhead_tests::process::{preserve, run_with_input};
 use bulkhead_tests::terminal::OnTerminal;
 use bulkhead_tests::{Bundle, Created, Leftovers, bulkhead, run, unique_id};
 use serde_json::{Value, json};
@@ -129,6 +133,102 @@ fn run_on_terminal_has_size_echo_and_resize() {
     let (code, shown) = terminal.finish();
     assert_eq!(code, 3, "{shown}");
     assert!(shown.contains("resized"), "{shown}");
+}
+
+/// Reads descriptor 3, writes 4, and asks over the socket 5.
+const ALL_THREE: &str = "cat <&3; echo written >&4; echo asked >&5; cat <&5; \
+                         ls /proc/self/fd | tr '\\n' ' '";
+
+/// The caller's ends of what [`ALL_THREE`] uses.
+struct Behind {
+    written: PipeReader,
+    asked: UnixStream,
+}
+
+impl Behind {
+    /// Gives `command` the other ends.
+    fn give(command: &mut Command) -> Self {
+        let (reader, mut filled) = pipe().expect("a pipe");
+        filled.write_all(b"of the caller\n").expect("room in the pipe");
+        let (written, writer) = pipe().expect("a pipe");
+        let (asked, socket) = UnixStream::pair().expect("sockets");
+        command.args(["--preserve-fds", "3"]);
+        preserve(command, vec![reader.into(), writer.into(), socket.into()]);
+        Self { written, asked }
+    }
+
+    /// Answers, once it was asked, and sees the ends of both.
+    #[track_caller]
+    fn serve(self) {
+        let Self { mut written, asked } = self;
+        let (mut said, mut text) = (BufReader::new(&asked), String::new());
+        said.read_line(&mut text).expect("the question");
+        (&asked).write_all(b"answered\n").expect("the answer");
+        asked.shutdown(Shutdown::Write).expect("the end of the answer");
+        said.read_to_string(&mut text).expect("the end of the socket");
+        written.read_to_string(&mut text).expect("the end of the pipe");
+        assert_eq!(text, "asked\nwritten\n");
+    }
+}
+
+#[test]
+fn descriptors_after_the_standard_streams_are_the_processes() {
+    let before = Leftovers::now();
+    let expected = "of the caller\nanswered\n0 1 2 3 4 5 6";
+    let run_all = |mut command: Command, words: &[&str]| {
+        let behind = Behind::give(&mut command);
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("bulkhead starts");
+        // It holds the process's ends, too.
+        drop(command);
+        behind.serve();
+        let outcome = child.wait_with_output().expect("waiting");
+        let [out, err] =
+            [&outcome.stdout, &outcome.stderr].map(|text| String::from_utf8_lossy(text));
+        assert_eq!((outcome.status.code(), out.trim_end()), (Some(0), expected), "{err}");
+    };
+    let bundle = Bundle::script(ALL_THREE);
+    let mut command = bulkhead();
+    command.args(["run", "--bundle"]).arg(bundle.path());
+    run_all(command, &[&unique_id("run")]);
+
+    let idling = Container::idling();
+    let mut command = bulkhead();
+    command.arg("exec");
+    run_all(command, &[&idling.0.id, "/bin/sh", "-c", ALL_THREE]);
+
+    // A supervisor that the caller does not wait for, and an added process.
+    let id = unique_id("create");
+    let mut command = bulkhead();
+    command.args(["create", "--bundle"]).arg(bundle.path());
+    let behind = Behind::give(&mut command);
+    command.arg(&id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(command.status().expect("bulkhead starts").success());
+    drop(command);
+    run(bulkhead().args(["start", &id])).expect(0);
+    behind.serve();
+    run(bulkhead().args(["delete", "--force", &id])).expect(0);
+    let mut command = bulkhead();
+    command.args(["exec", "--detach"]);
+    let behind = Behind::give(&mut command);
+    command.args([&idling.0.id, "/bin/sh", "-c", ALL_THREE]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(command.status().expect("bulkhead starts").success());
+    drop(command);
+    behind.serve();
+
+    // What is more than a stream of bytes stays outside.
+    let file = File::open("/etc/passwd").expect("a file");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+    for (fd, what) in [(OwnedFd::from(file), "file"), (listener.into(), "listen")] {
+        let mut command = bulkhead();
+        command.args(["run", "--bundle"]).arg(bundle.path()).args(["--preserve-fds", "1"]);
+        preserve(&mut command, vec![fd]);
+        let refused = run(command.arg(unique_id("refused"))).expect(1).stderr;
+        assert!(refused.contains("descriptor 3") && refused.contains(what), "{refused}");
+    }
+    drop(idling);
+    before.assert_none();
 }
 
 #[test]

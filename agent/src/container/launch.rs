@@ -5,21 +5,28 @@ use std::{
     io::{self, IoSliceMut, PipeReader, PipeWriter},
     mem::MaybeUninit,
     os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::net::UnixListener,
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Arc, Weak},
 };
 
-use bulkhead_protocol::agent::server as api;
+use bulkhead_protocol::{
+    agent::server::{self as api, preserved::Kind},
+    limits::PRESERVED_MAX,
+};
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::{
-    io::{FdFlags, fcntl_setfd},
+    io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
 };
 use thiserror::Error;
-use tokio::{io::Interest, sync::watch};
+use tokio::{
+    io::Interest,
+    sync::{oneshot, watch},
+};
 
 use super::process::Process;
 use crate::{
@@ -35,6 +42,8 @@ use crate::{
 
 /// Most bytes of reports kept from one helper.
 const REPORTS_MAX: usize = 256 << 10;
+/// Number of the first descriptor behind the standard streams.
+const FIRST_PRESERVED: RawFd = 3;
 
 /// Why no process came to be.
 #[derive(Debug, Error)]
@@ -65,12 +74,21 @@ pub struct HostStreams {
     stdin: Option<Channel>,
     stdout: Option<Channel>,
     stderr: Option<Channel>,
+    preserved: Vec<(Kind, Channel)>,
 }
 
 impl HostStreams {
     /// Claims the streams that a call names; waits for them if need be.
     pub async fn claim(streams: &Streams, numbers: &api::Stdio) -> Result<Self, MissingStream> {
+        let mut preserved = Vec::new();
+        // The host sends no more.
+        for wanted in numbers.preserved.iter().take(PRESERVED_MAX) {
+            let stream = streams.claim(wanted.stream).await?;
+            let stream = stream.ok_or_else(|| MissingStream::new(wanted.stream))?;
+            preserved.push((wanted.kind.enum_value_or_default(), stream));
+        }
         Ok(Self {
+            preserved,
             stdin: streams.claim(numbers.stdin).await?,
             stdout: streams.claim(numbers.stdout).await?,
             stderr: streams.claim(numbers.stderr).await?,
@@ -102,10 +120,12 @@ pub async fn launch(
     reaper: &Reaper,
     mut order: Order,
     console: Option<PathBuf>,
-    host: HostStreams,
+    mut host: HostStreams,
 ) -> Result<Process, LaunchError> {
     order.console_socket.clone_from(&console);
     let (mut command, ends) = prepare(console, &host).map_err(LaunchError::Stdio)?;
+    let further = preserve(&mut command, std::mem::take(&mut host.preserved))?;
+    order.preserved = further.len() as u8;
     let launching = reaper.launch();
     let pid = run_helper(reaper, &mut order, &mut command).await?;
     // The agent's copies of the process's ends: the relays wait for the last one to close.
@@ -121,7 +141,10 @@ pub async fn launch(
         Ends::Terminal(socket) => connect_terminal(&socket, host, child.exit()),
     };
     match relays {
-        Ok((master, drained)) => Ok(Process::new(child, master, drained)),
+        Ok((master, mut drained)) => {
+            drained.extend(further.into_iter().filter_map(|end| end.relay(child.exit())));
+            Ok(Process::new(child, master, drained))
+        }
         Err(error) => {
             // A process without its streams is of no use, and nobody would wait for it.
             let _ = child.signal(rustix::process::Signal::KILL);
@@ -163,6 +186,66 @@ fn null() -> io::Result<Stdio> {
     Ok(file.into())
 }
 
+/// The agent's end of a descriptor behind the standard streams, and the host's stream.
+struct Further {
+    kind: Kind,
+    near: Channel,
+    stream: Channel,
+}
+
+impl Further {
+    /// Starts to relay; fires when the process's bytes have been handed over, if it writes any.
+    fn relay(self, exit: watch::Receiver<Option<Exit>>) -> Option<oneshot::Receiver<()>> {
+        let Self { kind, near, stream } = self;
+        match kind {
+            Kind::READER => {
+                relay::input(stream, near, exit);
+                None
+            }
+            Kind::WRITER => Some(relay::output(Source::Pipe(near), stream, exit)),
+            Kind::SOCKET => Some(relay::socket(near, stream, exit)),
+        }
+    }
+}
+
+/// Gives the command a descriptor from 3 on for each of the host's streams; the agent's ends.
+fn preserve(
+    command: &mut Command,
+    streams: Vec<(Kind, Channel)>,
+) -> Result<Vec<Further>, LaunchError> {
+    if streams.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut mappings = Vec::new();
+    let mut ends = Vec::new();
+    for (child_fd, (kind, stream)) in (FIRST_PRESERVED..).zip(streams) {
+        let (near, parent_fd) = further_pair(kind).map_err(LaunchError::Stdio)?;
+        mappings.push(FdMapping { parent_fd, child_fd });
+        ends.push(Further { kind, near, stream });
+    }
+    // Fails for numbers that are given twice.
+    command.fd_mappings(mappings).map_err(|e| LaunchError::Stdio(io::Error::other(e)))?;
+    Ok(ends)
+}
+
+/// The agent's end and the process's.
+fn further_pair(kind: Kind) -> io::Result<(Channel, OwnedFd)> {
+    match kind {
+        Kind::READER => {
+            let (reader, writer) = io::pipe()?;
+            Ok((Channel::with(writer.into(), Interest::WRITABLE)?, reader.into()))
+        }
+        Kind::WRITER => {
+            let (reader, writer) = io::pipe()?;
+            Ok((Channel::with(reader.into(), Interest::READABLE)?, writer.into()))
+        }
+        Kind::SOCKET => {
+            let (near, far) = UnixStream::pair()?;
+            Ok((Channel::new(near.into())?, far.into()))
+        }
+    }
+}
+
 /// Runs the helper to its end; the PID of what it made.
 async fn run_helper(
     reaper: &Reaper,
@@ -172,6 +255,9 @@ async fn run_helper(
     let (reports, writer) = io::pipe().map_err(LaunchError::Helper)?;
     let reports = Channel::with(OwnedFd::from(reports), Interest::READABLE);
     let reports = reports.map_err(LaunchError::Helper)?;
+    // Above those that the process gets.
+    let writer = fcntl_dupfd_cloexec(&writer, FIRST_PRESERVED + RawFd::from(order.preserved))
+        .map_err(|e| LaunchError::Helper(e.into()))?;
     order.report_fd = writer.as_raw_fd();
     let text = serde_json::to_string(order).map_err(io::Error::from);
     command.arg(text.map_err(LaunchError::Helper)?);
@@ -219,7 +305,7 @@ fn keep(lines: &mut Vec<u8>, more: &[u8]) {
 }
 
 /// The terminal's master while it is in use, and who tells that an output was handed over.
-type Relays = (Option<Weak<Channel>>, Vec<tokio::sync::oneshot::Receiver<()>>);
+type Relays = (Option<Weak<Channel>>, Vec<oneshot::Receiver<()>>);
 
 fn connect_pipes(
     stdin: Option<PipeWriter>,
@@ -259,7 +345,7 @@ fn connect_terminal(
     Ok((Some(in_use), vec![drained]))
 }
 
-fn receive_fd(socket: &std::os::unix::net::UnixStream) -> io::Result<OwnedFd> {
+fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
     let mut text = [0; 64];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -182,6 +182,7 @@ impl Containers {
             cgroup: Cgroup::path_in_hierarchy(id.as_str()),
             console_socket: None,
             added,
+            preserved: 0,
             report_fd: -1,
         };
         Ok(launch(&self.reaper, order, console, host).await?)

@@ -2,8 +2,8 @@
 //!
 //! libcontainer changes its caller (directory, dumpable flag, OOM score) and allocates in cloned
 //! children, so the agent never calls it. The processes it clones are the agent's children, not
-//! the helper's, and stay when the helper ends. Standard streams 0 to 2 of the helper become those
-//! of the process.
+//! the helper's, and stay when the helper ends. Standard streams 0 to 2 of the helper, and
+//! descriptors from 3 on that the order counts, become those of the process.
 
 mod adapt;
 mod causes;
@@ -70,7 +70,9 @@ pub struct Order {
     pub console_socket: Option<PathBuf>,
     /// The process to add; without it the container is created.
     pub added: Option<Added>,
-    /// Descriptor of the report pipe.
+    /// Descriptors from 3 on that are the process's.
+    pub preserved: u8,
+    /// Descriptor of the report pipe, above those.
     pub report_fd: RawFd,
 }
 
@@ -279,6 +281,7 @@ fn builder(
         .with_root_path(&order.state_dir)
         .map_err(HelperError::Build)?
         .with_console_socket(order.console_socket.as_ref())
+        .with_preserved_fds(order.preserved.into())
         .with_executor(ProcessExecutor::new(task, Arc::clone(reporter))))
 }
 

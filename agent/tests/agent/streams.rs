@@ -120,7 +120,7 @@ fn stream_that_is_named_but_never_opened_is_an_invalid_argument() {
     let refused =
         crate::harness::refusal(agent.client.create_container(crate::harness::limit(), &request));
     assert_eq!(refused.0, ttrpc::Code::INVALID_ARGUMENT);
-    assert_eq!(refused.1, "standard stream 4711 was not opened within 5 s");
+    assert_eq!(refused.1, "stream 4711 was not opened within 5 s");
 }
 
 #[test]
@@ -131,4 +131,41 @@ fn user_without_rights_can_open_its_output_again() {
     let (wait, out, err) = agent.run_spec(&spec, b"");
     assert_eq!((out.as_str(), err.as_str()), ("1000\nagain\n", ""));
     assert_eq!(wait, Wait::Code(0));
+}
+
+#[test]
+fn descriptors_behind_the_standard_streams_are_pipes_and_a_socket() {
+    use bulkhead_protocol::agent::client as api;
+    use bulkhead_protocol::agent::client::preserved::Kind;
+    let Some(agent) = Agent::start() else { return };
+    let streams = [Kind::READER, Kind::WRITER, Kind::SOCKET].map(|kind| (kind, agent.stream()));
+    let preserved = streams.iter().map(|(kind, (stream, _))| {
+        let (kind, stream) = ((*kind).into(), *stream);
+        api::Preserved { kind, stream, ..Default::default() }
+    });
+    let stdio = api::Stdio { preserved: preserved.collect(), ..Default::default() };
+    // The socket gives back what it gets, and all of it ends.
+    let script = "cat <&3 >&4; cat <&5 >&5; ls /proc/self/fd | wc -l >&4";
+    let id = format!("agent-test-{}", crate::harness::unique());
+    let request = api::CreateContainerRequest {
+        container_id: id.clone(),
+        spec_json: serde_json::to_vec(&agent.spec(&["sh", "-c", script])).unwrap(),
+        stdio: Some(stdio).into(),
+        ..Default::default()
+    };
+    let limit = crate::harness::limit;
+    agent.client.create_container(limit(), &request).unwrap();
+    let request = api::ContainerRequest { container_id: id, ..Default::default() };
+    agent.client.start_container(limit(), &request).unwrap();
+    let [(_, (_, mut reader)), (_, (_, mut writer)), (_, (_, mut socket))] = streams;
+    reader.write_all(b"through pipes ").unwrap();
+    reader.shutdown(Shutdown::Write).unwrap();
+    socket.write_all(b"through a socket").unwrap();
+    socket.shutdown(Shutdown::Write).unwrap();
+    let [mut piped, mut echoed] = [String::new(), String::new()];
+    socket.read_to_string(&mut echoed).unwrap();
+    writer.read_to_string(&mut piped).unwrap();
+    // Three standard ones, three behind them, and the directory that `ls` reads.
+    assert_eq!((piped.as_str(), echoed.as_str()), ("through pipes 7\n", "through a socket"));
+    agent.client.delete_container(limit(), &request).unwrap();
 }

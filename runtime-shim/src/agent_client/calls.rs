@@ -10,13 +10,14 @@ use super::{AgentClient, AgentError};
 use crate::block::GuestDisks;
 use crate::failure::printable;
 use crate::plan::Shared;
+use crate::preserved::Kind;
 use crate::signal::SIGNAL_MAX;
 
 /// Most processes of a container that are listed.
 const PROCESSES_MAX: usize = 8192;
 
 /// Numbers of a process's standard streams on the guest's stdio port; 0 is none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Streams {
     /// Standard input.
     pub stdin: u64,
@@ -24,6 +25,8 @@ pub struct Streams {
     pub stdout: u64,
     /// Standard error.
     pub stderr: u64,
+    /// Descriptors from 3 on.
+    pub preserved: Vec<(Kind, u64)>,
 }
 
 /// A process of a container; an empty `exec_id` is its init.
@@ -108,7 +111,7 @@ impl AgentClient<'_> {
         spec: GuestSpec,
         disks: GuestDisks,
         shared: &[Shared],
-        streams: Streams,
+        streams: &Streams,
     ) -> Result<u32, AgentError> {
         let mut request = api::CreateContainerRequest::new();
         request.container_id = id.to_string();
@@ -165,7 +168,7 @@ impl AgentClient<'_> {
         &self,
         process: ProcessName<'_>,
         process_json: Vec<u8>,
-        streams: Streams,
+        streams: &Streams,
         cgroup: Option<&str>,
     ) -> Result<u32, AgentError> {
         let mut request = api::ExecRequest::new();
@@ -290,12 +293,27 @@ pub(super) fn container(id: &ContainerId) -> api::ContainerRequest {
     request
 }
 
-fn stdio(streams: Streams) -> api::Stdio {
+fn stdio(streams: &Streams) -> api::Stdio {
     let mut stdio = api::Stdio::new();
     stdio.stdin = streams.stdin;
     stdio.stdout = streams.stdout;
     stdio.stderr = streams.stderr;
+    stdio.preserved =
+        streams.preserved.iter().map(|(kind, stream)| preserved(*kind, *stream)).collect();
     stdio
+}
+
+fn preserved(kind: Kind, stream: u64) -> api::Preserved {
+    use api::preserved::Kind as Wire;
+    let mut preserved = api::Preserved::new();
+    let kind = match kind {
+        Kind::Reader => Wire::READER,
+        Kind::Writer => Wire::WRITER,
+        Kind::Socket => Wire::SOCKET,
+    };
+    preserved.kind = kind.into();
+    preserved.stream = stream;
+    preserved
 }
 
 pub(super) fn encode(method: &'static str, request: &impl Codec) -> Result<Vec<u8>, AgentError> {

@@ -9,6 +9,7 @@ use super::Global;
 use crate::announce::Announcement;
 use crate::bundle::{self, Config};
 use crate::failure::{Failure, printable};
+use crate::preserved;
 use crate::request::{ConsoleMode, RootSource, SandboxOptions, SandboxRequest};
 use crate::supervisor::{lead, run_detached, run_foreground};
 
@@ -30,7 +31,7 @@ pub(super) struct BundleArgs {
     /// Accepted as runc's: the guest has keyrings of its own.
     #[arg(long)]
     pub no_new_keyring: bool,
-    /// Refused above 0: no descriptor of the host reaches the guest.
+    /// Give the process the descriptors 3 to 2 + N: pipes and connected stream sockets.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub preserve_fds: u32,
     /// UNIX socket that receives a pidfd of the container's supervisor.
@@ -82,7 +83,8 @@ fn request(
     start: bool,
     keep: bool,
 ) -> Result<SandboxRequest, Failure> {
-    refuse_descriptors(args.preserve_fds)?;
+    // Before anything is opened, which could take their numbers.
+    let preserved = preserved::take(args.preserve_fds)?;
     refuse_activation(|name| std::env::var(name).ok())?;
     global.check_rootless()?;
     let bundle = bundle::resolve(&args.bundle)?;
@@ -110,17 +112,7 @@ fn request(
         systemd_cgroup: global.systemd_cgroup,
         debug: global.debug,
     };
-    Ok(SandboxRequest { options, root: RootSource::Bundle })
-}
-
-/// Descriptors of the host mean nothing in a virtual machine.
-pub(super) fn refuse_descriptors(preserve: u32) -> Result<(), Failure> {
-    if preserve > 0 {
-        let cause = "--preserve-fds: descriptors of the host cannot be given to a microVM";
-        let fix = "leave it out, or give 0";
-        return Err(Failure::new("reading the command line", cause, fix));
-    }
-    Ok(())
+    Ok(SandboxRequest { options, root: RootSource::Bundle, preserved })
 }
 
 /// Sockets that systemd has opened for this process (sd_listen_fds(3)), which runc passes on.
@@ -128,7 +120,7 @@ pub(super) fn refuse_activation(variable: impl Fn(&str) -> Option<String>) -> Re
     let number = |name| variable(name).and_then(|text| text.parse::<u32>().ok());
     let ours = number("LISTEN_PID") == Some(std::process::id());
     if ours && number("LISTEN_FDS").is_some_and(|count| count > 0) {
-        let cause = "LISTEN_FDS: descriptors of the host cannot be given to a microVM";
+        let cause = "LISTEN_FDS: a listening socket of the host cannot be given to a microVM";
         let fix = "run it without socket activation";
         return Err(Failure::new("reading the environment", cause, fix));
     }

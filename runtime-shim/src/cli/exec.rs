@@ -6,11 +6,11 @@ use bulkhead_protocol::id::ContainerId;
 use clap::Args;
 
 use super::Global;
-use super::create::refuse_descriptors;
 use crate::announce::Announcement;
 use crate::bundle;
 use crate::exec::{ExecOptions, ProcessChanges, UserChange, exec_attached, exec_detached};
 use crate::failure::{EXIT_EXEC, Failure};
+use crate::preserved;
 use crate::request::ConsoleMode;
 use crate::state::Status;
 
@@ -56,7 +56,7 @@ pub(super) struct ExecArgs {
     /// Add a capability.
     #[arg(short, long, value_name = "CAP")]
     pub cap: Vec<String>,
-    /// Refused above 0: no descriptor of the host reaches the guest.
+    /// Give the process the descriptors 3 to 2 + N: pipes and connected stream sockets.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub preserve_fds: u32,
     /// UNIX socket that receives a pidfd of the process of the host that ends with this one.
@@ -81,7 +81,8 @@ pub(super) fn run(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
 }
 
 fn exec(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
-    refuse_descriptors(args.preserve_fds)?;
+    // Before anything is opened, which could take their numbers.
+    let preserved = preserved::take(args.preserve_fds)?;
     let cgroup = part_of_cgroup(&args.cgroup)?;
     let view = global.store().view(&args.id)?;
     if args.ignore_paused && view.status() == Status::Paused {
@@ -106,8 +107,8 @@ fn exec(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
         announcement: Announcement { pid_file: args.pid_file, pidfd_socket: args.pidfd_socket },
     };
     match detach {
-        true => exec_detached(options).map(|_| 0),
-        false => exec_attached(options),
+        true => exec_detached(options, &preserved).map(|_| 0),
+        false => exec_attached(options, preserved),
     }
 }
 

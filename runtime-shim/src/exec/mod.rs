@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::announce::{Announcement, EXEC};
 use crate::failure::Failure;
 use crate::plan::plan_process;
+use crate::preserved::{self, Preserved};
 use crate::request::ConsoleMode;
 use crate::state::{Status, Store, View};
 use crate::supervisor::{check_terminal, serve, start};
@@ -53,22 +54,23 @@ impl ExecOptions {
 }
 
 /// Runs a process and gives its exit code.
-pub fn exec_attached(options: ExecOptions) -> Result<u8, Failure> {
+pub fn exec_attached(options: ExecOptions, preserved: Vec<Preserved>) -> Result<u8, Failure> {
     let options = options.plan(false)?;
-    session::run(&options, &|pid| options.announce(pid))
+    session::run(&options, preserved, &|pid| options.announce(pid))
 }
 
 /// Runs a process and returns as soon as it runs, with the pid of a process of the host that
 /// will end with its exit code.
-pub fn exec_detached(options: ExecOptions) -> Result<u32, Failure> {
+pub fn exec_detached(options: ExecOptions, preserved: &[Preserved]) -> Result<u32, Failure> {
     let options = options.plan(true)?;
-    start(&[EXEC_PROCESS, options.id.as_str()], &options, None)
+    start(&[EXEC_PROCESS, options.id.as_str()], &options, &preserved::borrowed(preserved))
 }
 
 /// The process that [`exec_detached`] starts.
 pub fn serve_detached(channel: i32) -> Result<u8, Failure> {
-    serve(channel, |options: ExecOptions, _, report| {
-        session::run(&options, &|pid| options.announce(pid).and_then(|()| report(pid)))
+    serve(channel, |options: ExecOptions, fds, report| {
+        let preserved = preserved::sent(fds)?;
+        session::run(&options, preserved, &|pid| options.announce(pid).and_then(|()| report(pid)))
     })
 }
 

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::{ExecOptions, require_exec, view};
 use crate::agent_client::{AgentClient, Call, ProcessName, Progress, wait_reply};
 use crate::failure::{EXIT_LOST, Failure};
+use crate::preserved::Preserved;
 use crate::process::ProcessId;
 use crate::signal::Signals;
 use crate::state::VSOCK_SOCKET;
@@ -27,6 +28,7 @@ struct Session<'a> {
 /// Runs the process; tells `report` the pid of this one once it runs; gives its exit code.
 pub(super) fn run(
     options: &ExecOptions,
+    preserved: Vec<Preserved>,
     report: &dyn Fn(u32) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let phase = "preparing the exec";
@@ -41,8 +43,8 @@ pub(super) fn run(
     let name = ProcessName { container: &options.id, exec_id: &exec_id };
     let agent = AgentClient::new(&socket, limit);
     let mut session = Session { agent, name, terminal, signals };
-    let streams = session.start(options, &socket, limit)?;
-    let connected = session.connect(streams);
+    let streams = session.start(options, &preserved, &socket, limit)?;
+    let connected = session.connect(streams, preserved);
     let reported = connected.and_then(|connected| report(own.pid).map(|()| connected));
     let (relay, mut wait) = reported.inspect_err(|_| session.abandon())?;
     let code = session.watch(&mut wait)?;
@@ -55,25 +57,30 @@ impl Session<'_> {
     fn start(
         &self,
         options: &ExecOptions,
+        preserved: &[Preserved],
         socket: &Path,
         limit: Duration,
     ) -> Result<GuestStreams, Failure> {
         let process = serde_json::to_vec(&self.sized(&options.process))
             .map_err(|e| Failure::new("preparing the exec", e.to_string(), ""))?;
-        let streams = GuestStreams::open(socket, !self.terminal.is_some(), limit)?;
+        let streams = GuestStreams::open(socket, !self.terminal.is_some(), preserved, limit)?;
         let program = options.process.args().iter().flatten().next();
         let program = program.map(String::as_str).unwrap_or_default();
         self.agent
-            .exec(self.name, process, streams.numbers, options.cgroup.as_deref())
+            .exec(self.name, process, &streams.numbers, options.cgroup.as_deref())
             .map_err(|e| start_failure(e, program))?;
         Ok(streams)
     }
 
     /// Begins to wait for the process's end and connects its streams.
-    fn connect(&mut self, streams: GuestStreams) -> Result<(Relay, Call), Failure> {
+    fn connect(
+        &mut self,
+        streams: GuestStreams,
+        preserved: Vec<Preserved>,
+    ) -> Result<(Relay, Call), Failure> {
         let wait = self.agent.wait(self.name)?;
         self.terminal.connect()?;
-        let relay = Relay::start(self.terminal.streams()?, streams)?;
+        let relay = Relay::start(self.terminal.streams()?, preserved, streams)?;
         Ok((relay, wait))
     }
 

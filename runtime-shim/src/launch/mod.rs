@@ -170,6 +170,7 @@ fn prepare_and_run(request: LaunchRequest, leader: &Leader) -> Result<u8, Failur
             debug: request.debug,
         },
         root: RootSource::Fd(root),
+        preserved: vec![],
     };
     let result = run(sandbox, &request, leader);
     // The container's directory stays exactly as long as there is state that names it.

@@ -18,6 +18,7 @@ use crate::control::{ControlAnswer, ControlReply, ControlServer};
 use crate::failure::Failure;
 use crate::hooks::{Hooks, state_for_guest};
 use crate::plan::{SandboxPlan, Shared};
+use crate::preserved::Preserved;
 use crate::sandbox::SandboxError;
 use crate::signal::{Signals, ends_a_program};
 use crate::state::Status;
@@ -56,22 +57,23 @@ impl Container {
         plan: &SandboxPlan,
         disks: GuestDisks,
         shared: &[Shared],
+        preserved: Vec<Preserved>,
     ) -> Result<Workload, Failure> {
         let spec = self.guest_spec(plan);
         let spec = spec.map_err(|e| Failure::new("planning the sandbox", e.to_string(), ""))?;
         let stderr = !self.terminal.is_some();
-        let streams = GuestStreams::open(&self.agent_socket, stderr, self.call_limit)?;
+        let streams = GuestStreams::open(&self.agent_socket, stderr, &preserved, self.call_limit)?;
         let agent = self.agent();
         let id = self.id();
         agent
-            .create(id, spec, disks, shared, streams.numbers)
+            .create(id, spec, disks, shared, &streams.numbers)
             .map_err(|e| start_failure(e, &self.program))?;
         if let Some((rows, columns)) = self.terminal.size().or(plan.console_size) {
             agent.resize(workload(id), rows, columns)?;
         }
         let wait = agent.wait(workload(id))?;
         self.terminal.connect()?;
-        let relay = Relay::start(self.terminal.streams()?, streams)?;
+        let relay = Relay::start(self.terminal.streams()?, preserved, streams)?;
         Ok(Workload { relay, wait })
     }
 

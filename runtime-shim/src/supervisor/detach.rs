@@ -21,7 +21,8 @@ use super::{check_console, lead, lifecycle};
 use crate::announce;
 use crate::failure::Failure;
 use crate::fd_message;
-use crate::request::{RootSource, SandboxRequest};
+use crate::preserved;
+use crate::request::{RootSource, SandboxOptions, SandboxRequest};
 use crate::state::{Store, delete};
 
 /// Hidden command of a detached supervisor.
@@ -39,12 +40,16 @@ type Report = Result<u32, Failure>;
 /// Gives its pid.
 pub fn run_detached(request: SandboxRequest) -> Result<u32, Failure> {
     check_console(&request, true)?;
-    let root = match &request.root {
-        RootSource::Bundle => None,
-        RootSource::Fd(fd) => Some(fd.as_fd()),
+    let mut fds = preserved::borrowed(&request.preserved);
+    let has_root = match &request.root {
+        RootSource::Bundle => false,
+        RootSource::Fd(fd) => {
+            fds.push(fd.as_fd());
+            true
+        }
     };
     let options = &request.options;
-    let pid = start(&[SUPERVISE, options.id.as_str()], options, root)?;
+    let pid = start(&[SUPERVISE, options.id.as_str()], &(options, has_root), &fds)?;
     if let Err(failure) = options.announcement.make(pid, announce::CONTAINER) {
         // Nobody would know whom to wait for.
         delete(&Store::new(&options.state_root), &options.id, true)?;
@@ -57,13 +62,13 @@ pub fn run_detached(request: SandboxRequest) -> Result<u32, Failure> {
 pub fn start(
     arguments: &[&str],
     request: &impl Serialize,
-    fd: Option<BorrowedFd<'_>>,
+    fds: &[BorrowedFd<'_>],
 ) -> Result<u32, Failure> {
     let failed = |e: io::Error| Failure::new(PHASE, e.to_string(), "");
     let (socket, theirs) = UnixStream::pair().map_err(failed)?;
     let mut child = spawn_self(arguments, &theirs).map_err(failed)?;
     drop(theirs);
-    let report = write_request(&socket, request, fd).and_then(|()| read_report(&socket));
+    let report = write_request(&socket, request, fds).and_then(|()| read_report(&socket));
     match report {
         Ok(Ok(pid)) => Ok(pid),
         Ok(Err(failure)) => {
@@ -80,9 +85,12 @@ pub fn start(
 /// In the new process: takes the request, supervises, and gives the exit code.
 pub fn serve_detached(channel: RawFd) -> Result<u8, Failure> {
     lead(|leader| {
-        serve(channel, |options, root, report| {
+        serve(channel, |(options, has_root): (SandboxOptions, bool), mut fds, report| {
+            // Sent behind the others.
+            let root = if has_root { fds.pop() } else { None };
             let root = root.map_or(RootSource::Bundle, RootSource::Fd);
-            lifecycle::supervise(SandboxRequest { options, root }, leader, report)
+            let preserved = preserved::sent(fds)?;
+            lifecycle::supervise(SandboxRequest { options, root, preserved }, leader, report)
         })
     })
 }
@@ -91,13 +99,13 @@ pub fn serve_detached(channel: RawFd) -> Result<u8, Failure> {
 /// its failure if it fails before. A failure after the report has nobody to hear it.
 pub fn serve<T: DeserializeOwned>(
     channel: RawFd,
-    work: impl FnOnce(T, Option<OwnedFd>, &dyn Fn(u32) -> Result<(), Failure>) -> Result<u8, Failure>,
+    work: impl FnOnce(T, Vec<OwnedFd>, &dyn Fn(u32) -> Result<(), Failure>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::new(PHASE, e.to_string(), "");
     let channel = take_channel(channel).map_err(failed)?;
     // Fails only for a leader of a session or group, which a started program is not.
     rustix::process::setsid().map_err(|e| failed(e.into()))?;
-    let (request, fd) = read_request(&channel).map_err(failed)?;
+    let (request, fds) = read_request(&channel).map_err(failed)?;
     let send = |report: &Report| -> io::Result<()> {
         (&channel).write_all(&serde_json::to_vec(report)?)?;
         channel.shutdown(std::net::Shutdown::Both)
@@ -105,8 +113,9 @@ pub fn serve<T: DeserializeOwned>(
     // Opened now: the cgroup that this process joins may deny every device.
     let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
     // A caller that has gone does not know of the container, so it must not stay.
-    let result =
-        work(request, fd, &|pid| send(&Ok(pid)).and_then(|()| leave_caller(&null)).map_err(failed));
+    let result = work(request, fds, &|pid| {
+        send(&Ok(pid)).and_then(|()| leave_caller(&null)).map_err(failed)
+    });
     if let Err(failure) = &result {
         let _ = send(&Err(failure.clone()));
     }
@@ -158,30 +167,29 @@ fn take_channel(number: RawFd) -> io::Result<UnixStream> {
     Ok(UnixStream::from(fd))
 }
 
-/// Eight bytes of length with the descriptor, then JSON.
+/// Eight bytes of length with the descriptors, then JSON.
 fn write_request(
     mut socket: &UnixStream,
     request: &impl Serialize,
-    fd: Option<BorrowedFd<'_>>,
+    fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let bytes = serde_json::to_vec(request)?;
     let length = (bytes.len() as u64).to_le_bytes();
-    let fds: Vec<_> = fd.into_iter().collect();
     // Eight bytes always fit into an empty socket.
-    fd_message::send(socket, &length, &fds)?;
+    fd_message::send(socket, &length, fds)?;
     socket.write_all(&bytes)
 }
 
-fn read_request<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Option<OwnedFd>)> {
+fn read_request<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut length = [0u8; 8];
-    let (n, mut fds) = fd_message::receive(socket, &mut length)?;
+    let (n, fds) = fd_message::receive(socket, &mut length)?;
     let length = u64::from_le_bytes(length);
     if n != 8 || length > REQUEST_MAX {
         return Err(io::Error::from(io::ErrorKind::InvalidData));
     }
     let mut bytes = Vec::new();
     socket.take(length).read_to_end(&mut bytes)?;
-    Ok((serde_json::from_slice(&bytes)?, fds.pop()))
+    Ok((serde_json::from_slice(&bytes)?, fds))
 }
 
 fn read_report(socket: &UnixStream) -> io::Result<Report> {

@@ -30,7 +30,7 @@ use crate::failure::Failure;
 use crate::hooks::Runner;
 use crate::network;
 use crate::plan::{Membership, NetworkPlan, Policy, SandboxPlan, plan_member};
-use crate::request::{RootSource, SandboxOptions};
+use crate::request::{SandboxOptions, SandboxRequest};
 use crate::sandbox::{OpenShare, open_apart};
 use crate::signal::Signals;
 use crate::state::{CONTROL_SOCKET, Record, Status, Store, VSOCK_SOCKET, View};
@@ -63,8 +63,7 @@ enum Outcome {
 
 /// As [`super::lifecycle::supervise`], in the sandbox of `place`.
 pub(super) fn supervise(
-    options: SandboxOptions,
-    root: RootSource,
+    request: SandboxRequest,
     place: Place,
     policy: &Policy,
     leader: &Leader,
@@ -72,6 +71,7 @@ pub(super) fn supervise(
     report: impl FnOnce(u32) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let Place { sandbox, membership } = place;
+    let SandboxRequest { options, root, preserved } = request;
     let (id, bundle) = (&options.id, &options.bundle);
     let plan = plan_member(id, bundle, options.spec.clone(), policy, &membership)?;
     tell_notes(&options, &plan);
@@ -95,7 +95,7 @@ pub(super) fn supervise(
     };
     let connection = join(&sandbox, container.id(), &plan.resources, shares)?;
     container.claim.shield = Some(OomShield::up());
-    let workload = container.create(&plan, GuestDisks::default(), &membership.shared)?;
+    let workload = container.create(&plan, GuestDisks::default(), &membership.shared, preserved)?;
     container.claim.set_status(Status::Created)?;
     let mut joined = Joined { container, sandbox, connection };
     if options.start {

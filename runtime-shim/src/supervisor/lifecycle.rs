@@ -26,6 +26,7 @@ use crate::failure::Failure;
 use crate::hooks::Runner;
 use crate::network::{self, Devices, Network};
 use crate::plan::{Fixed, SandboxPlan, plan};
+use crate::preserved::Preserved;
 use crate::request::{SandboxOptions, SandboxRequest};
 use crate::sandbox::{End, Event, Machine, boot_limit, prepare};
 use crate::signal::Signals;
@@ -81,11 +82,11 @@ pub(super) fn supervise(
     report: impl FnOnce(u32) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let signals = leader.block_signals()?;
-    let SandboxRequest { options, root } = request;
     let policy = config::policy()?;
-    if let Some(place) = membership::find(&options, &policy)? {
-        return joined::supervise(options, root, place, &policy, leader, signals, report);
+    if let Some(place) = membership::find(&request.options, &policy)? {
+        return joined::supervise(request, place, &policy, leader, signals, report);
     }
+    let SandboxRequest { options, root, preserved } = request;
     let plan = plan(&options.id, &options.bundle, options.spec.clone(), &policy)?;
     tell_notes(&options, &plan);
     let mut prepared = prepare(&plan, root, options.debug || plan.debug_console)?;
@@ -103,7 +104,7 @@ pub(super) fn supervise(
     };
     let cgroup = plan_cgroup(&options, &plan, &policy)?;
     let mut supervisor = Supervisor::boot(&options, &plan, cgroup, limit, signals, enter, boot)?;
-    let mut workload = supervisor.create(&plan, guest_disks)?;
+    let mut workload = supervisor.create(&plan, guest_disks, preserved)?;
     supervisor.limit_cpu_time(&plan)?;
     if options.start {
         supervisor.container.check_signals()?;
@@ -179,8 +180,13 @@ impl Supervisor {
     }
 
     /// Creates the container in the guest, connects its streams, and begins to wait for its end.
-    fn create(&mut self, plan: &SandboxPlan, disks: GuestDisks) -> Result<Workload, Failure> {
-        let created = self.try_create(plan, disks);
+    fn create(
+        &mut self,
+        plan: &SandboxPlan,
+        disks: GuestDisks,
+        preserved: Vec<Preserved>,
+    ) -> Result<Workload, Failure> {
+        let created = self.try_create(plan, disks, preserved);
         let workload = created.map_err(|f| self.explain(f))?;
         self.container.claim.set_status(Status::Created)?;
         Ok(workload)
@@ -195,9 +201,14 @@ impl Supervisor {
         }
     }
 
-    fn try_create(&mut self, plan: &SandboxPlan, disks: GuestDisks) -> Result<Workload, Failure> {
+    fn try_create(
+        &mut self,
+        plan: &SandboxPlan,
+        disks: GuestDisks,
+        preserved: Vec<Preserved>,
+    ) -> Result<Workload, Failure> {
         self.introduce_network()?;
-        self.container.create(plan, disks, &[])
+        self.container.create(plan, disks, &[], preserved)
     }
 
     pub fn start(&mut self) -> Result<(), Failure> {

@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 
 use bulkhead_protocol::guest::STDIO_PORT;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::termios::isatty;
 use thiserror::Error;
 
 use crate::agent_client::Streams;
 use crate::failure::Explain;
+use crate::preserved::{Kind, Preserved};
 use crate::vsock::{self, VsockError};
 
 /// Bytes that are moved at once.
@@ -91,6 +93,7 @@ pub struct GuestStreams {
     stdin: UnixStream,
     stdout: UnixStream,
     stderr: Option<UnixStream>,
+    preserved: Vec<UnixStream>,
     /// Their numbers, for the call that uses them.
     pub numbers: Streams,
 }
@@ -98,18 +101,28 @@ pub struct GuestStreams {
 impl GuestStreams {
     /// Opens a process's streams through the VMM's `socket`. Numbers follow from the pid of
     /// this process, so no two relays of a sandbox use the same.
-    pub fn open(socket: &Path, stderr: bool, limit: Duration) -> Result<Self, RelayError> {
-        let base = u64::from(std::process::id()) << 2;
+    pub fn open(
+        socket: &Path,
+        stderr: bool,
+        preserved: &[Preserved],
+        limit: Duration,
+    ) -> Result<Self, RelayError> {
+        let pid = u64::from(std::process::id());
+        let base = pid << 2;
+        // Pids have 22 bits: these are above those of every process's standard streams.
+        let further = (1..).map(|index: u64| pid << 32 | index);
         let numbers = Streams {
             stdin: base | 1,
             stdout: base | 2,
             stderr: if stderr { base | 3 } else { 0 },
+            preserved: preserved.iter().map(|preserved| preserved.kind).zip(further).collect(),
         };
         let open = |number| open_stream(socket, number, limit);
         Ok(Self {
             stdin: open(numbers.stdin)?,
             stdout: open(numbers.stdout)?,
             stderr: if stderr { Some(open(numbers.stderr)?) } else { None },
+            preserved: numbers.preserved.iter().map(|(_, n)| open(*n)).collect::<Result<_, _>>()?,
             numbers,
         })
     }
@@ -136,9 +149,16 @@ pub struct Relay {
 impl Relay {
     /// Starts to relay. The input's thread ends with the process: it may be waiting for input
     /// that never comes, and nothing is lost with it.
-    pub fn start(host: HostStreams, guest: GuestStreams) -> Result<Self, RelayError> {
+    pub fn start(
+        host: HostStreams,
+        preserved: Vec<Preserved>,
+        guest: GuestStreams,
+    ) -> Result<Self, RelayError> {
         let (outputs, running) = io::pipe().map_err(RelayError::Thread)?;
-        let GuestStreams { stdin, stdout, stderr, .. } = guest;
+        let GuestStreams { stdin, stdout, stderr, preserved: streams, .. } = guest;
+        for (near, far) in preserved.into_iter().zip(streams) {
+            start_preserved(near, far, &running)?;
+        }
         let shown = match host.hangs_up {
             true => Some(stdout.try_clone().map_err(RelayError::Thread)?),
             false => None,
@@ -162,6 +182,63 @@ impl Relay {
 impl AsFd for Relay {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.outputs.as_fd()
+    }
+}
+
+/// Starts to relay one descriptor behind the standard streams.
+fn start_preserved(
+    near: Preserved,
+    far: UnixStream,
+    running: &PipeWriter,
+) -> Result<(), RelayError> {
+    let Preserved { fd, kind } = near;
+    let running = || running.try_clone().map_err(RelayError::Thread);
+    match kind {
+        Kind::Reader => spawn("reader", move |chunk| copy_in(&fd, &far, chunk)),
+        Kind::Writer => {
+            let running = running()?;
+            spawn("writer", move |chunk| copy_output(far, fd.into(), running, chunk))
+        }
+        Kind::Socket => {
+            let (to, from) = (fd.try_clone(), far.try_clone());
+            let (to, from) = (to.map_err(RelayError::Thread)?, from.map_err(RelayError::Thread)?);
+            let running = running()?;
+            spawn("socket out", move |chunk| copy_out(&from, &to, running, chunk))?;
+            spawn("socket in", move |chunk| copy_in(&fd, &far, chunk))
+        }
+    }
+}
+
+/// Host to guest, for as long as the guest takes it: a process that has closed its end takes the
+/// host's with it. The end of the host's bytes is a half-close.
+fn copy_in(from: &OwnedFd, to: &UnixStream, chunk: &mut [u8]) {
+    while await_input(from.as_fd(), to.as_fd()) && step(from, to, chunk) {}
+    // A guest that has gone needs no end.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Guest to host's socket, whose other direction may go on.
+fn copy_out(from: &UnixStream, to: &OwnedFd, running: PipeWriter, chunk: &mut [u8]) {
+    copy(from, to, chunk);
+    // Fails for a peer that has gone.
+    let _ = rustix::net::shutdown(to, rustix::net::Shutdown::Write);
+    let _ = from.shutdown(Shutdown::Read);
+    drop(running);
+}
+
+/// Waits until `from` can be read, or is at its end; false if `to` has gone before.
+fn await_input(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(from, PollFlags::IN),
+            PollFd::from_borrowed_fd(to, PollFlags::empty()),
+        ];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+            Ok(_) if !fds[1].revents().is_empty() => return false,
+            Ok(_) => return true,
+        }
     }
 }
 
@@ -203,14 +280,45 @@ fn copy_output(from: UnixStream, to: File, running: PipeWriter, chunk: &mut [u8]
 }
 
 /// Copies until the end or an error; either is the end of the stream.
-fn copy(mut from: impl Read, mut to: impl Write, chunk: &mut [u8]) {
+fn copy(from: impl AsFd, to: impl AsFd, chunk: &mut [u8]) {
+    while step(&from, &to, chunk) {}
+}
+
+/// Moves what there is; false at the end.
+fn step(from: impl AsFd, to: impl AsFd, chunk: &mut [u8]) -> bool {
+    match read_some(from.as_fd(), chunk) {
+        Ok(0) | Err(_) => false,
+        Ok(n) => write_all(to.as_fd(), &chunk[..n]).is_ok(),
+    }
+}
+
+/// Reads at least one byte, 0 at the end. Others may have made the descriptor non-blocking, and
+/// rely on it: it stays so, and this waits.
+fn read_some(from: BorrowedFd<'_>, chunk: &mut [u8]) -> rustix::io::Result<usize> {
     loop {
-        match from.read(chunk) {
-            Ok(0) => return,
-            Ok(n) if to.write_all(&chunk[..n]).is_ok() => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            _ => return,
+        match rustix::io::read(from, &mut *chunk) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => await_event(from, PollFlags::IN)?,
+            result => return result,
         }
+    }
+}
+
+fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => await_event(to, PollFlags::OUT)?,
+            result => bytes = &bytes[result?..],
+        }
+    }
+    Ok(())
+}
+
+fn await_event(fd: BorrowedFd<'_>, event: PollFlags) -> rustix::io::Result<()> {
+    match poll(&mut [PollFd::from_borrowed_fd(fd, event)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(e) => Err(e),
     }
 }
 
@@ -242,8 +350,8 @@ mod tests {
             hangs_up: false,
         };
         let numbers = Streams::default();
-        let guest = GuestStreams { stdin: a, stdout: b, stderr: None, numbers };
-        let relay = Relay::start(host, guest).unwrap();
+        let guest = GuestStreams { stdin: a, stdout: b, stderr: None, preserved: vec![], numbers };
+        let relay = Relay::start(host, vec![], guest).unwrap();
         Rig { relay, stdin, stdout, guest_in, guest_out }
     }
 
@@ -271,8 +379,14 @@ mod tests {
         let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
         let (mut guest_in, stdin) = UnixStream::pair().unwrap();
         let (mut guest_out, stdout) = UnixStream::pair().unwrap();
-        let guest = GuestStreams { stdin, stdout, stderr: None, numbers: Streams::default() };
-        let relay = Relay::start(HostStreams::terminal(&slave).unwrap(), guest).unwrap();
+        let guest = GuestStreams {
+            stdin,
+            stdout,
+            stderr: None,
+            preserved: vec![],
+            numbers: Streams::default(),
+        };
+        let relay = Relay::start(HostStreams::terminal(&slave).unwrap(), vec![], guest).unwrap();
         drop(slave);
         rustix::io::write(&master, b"in\n").unwrap();
         let mut got = [0; 3];
@@ -302,5 +416,76 @@ mod tests {
         drop(rig.stdout);
         rig.guest_out.write_all(b"x").unwrap();
         assert_eq!(rig.guest_out.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    /// Relays one descriptor; the guest's end of its stream, and what ends with its output.
+    fn further(fd: impl Into<OwnedFd>, kind: Kind) -> (UnixStream, PipeReader) {
+        let (outputs, running) = io::pipe().unwrap();
+        let (guest, far) = UnixStream::pair().unwrap();
+        start_preserved(Preserved { fd: fd.into(), kind }, far, &running).unwrap();
+        (guest, outputs)
+    }
+
+    fn rest(mut from: impl Read) -> String {
+        let mut text = String::new();
+        from.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn each_direction_of_a_socket_ends_on_its_own() {
+        for guest_first in [false, true] {
+            let (mut peer, fd) = UnixStream::pair().unwrap();
+            let (mut guest, outputs) = further(fd, Kind::Socket);
+            let (first, second) =
+                if guest_first { (&mut guest, &mut peer) } else { (&mut peer, &mut guest) };
+            first.write_all(b"one").unwrap();
+            first.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(rest(&*second), "one");
+            second.write_all(b"two").unwrap();
+            second.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(rest(&*first), "two");
+            assert_eq!(rest(outputs), "");
+        }
+    }
+
+    #[test]
+    fn non_blocking_pipes_stay_so_and_lose_nothing() {
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        let unblock = |fd: BorrowedFd<'_>| rustix::io::ioctl_fionbio(fd, true).unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let (mut back, sink) = io::pipe().unwrap();
+        unblock(reader.as_fd());
+        unblock(sink.as_fd());
+        let (kept, kept_sink) = (reader.try_clone().unwrap(), sink.try_clone().unwrap());
+        let (from, _) = further(reader, Kind::Reader);
+        let (to, outputs) = further(sink, Kind::Writer);
+        let sent = bytes.clone();
+        let sender = thread::spawn(move || writer.write_all(&sent));
+        let guest = thread::spawn(move || io::copy(&mut &from, &mut &to).map(drop));
+        let mut got = vec![0; bytes.len()];
+        back.read_exact(&mut got).unwrap();
+        sender.join().unwrap().unwrap();
+        guest.join().unwrap().unwrap();
+        assert!(got == bytes);
+        assert_eq!(rest(outputs), "");
+        for fd in [kept.as_fd(), kept_sink.as_fd()] {
+            let flags = rustix::fs::fcntl_getfl(fd).unwrap();
+            assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
+        }
+    }
+
+    #[test]
+    fn process_that_closes_its_reader_takes_the_hosts_with_it() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let (guest, _) = further(reader, Kind::Reader);
+        drop(guest);
+        let broken = loop {
+            // What is written before the relay hears of it is lost, as in a pipe.
+            if let Err(error) = writer.write_all(b"x") {
+                break error;
+            }
+        };
+        assert_eq!(broken.kind(), io::ErrorKind::BrokenPipe);
     }
 }

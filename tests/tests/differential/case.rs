@@ -63,8 +63,8 @@ pub struct Case {
     pub peer: Peer,
     /// What that one does.
     pub expect: Expect,
-    /// More flags of `run` or `exec`.
-    pub flags: Vec<&'static str>,
+    /// What can be read from descriptor 3.
+    pub preserved: Option<&'static str>,
     /// Standard input; without it, `/dev/null`.
     pub input: Option<&'static str>,
     /// What is different, and why.
@@ -100,7 +100,7 @@ impl Area {
             form: Form::Member,
             peer: Peer::Runc,
             expect: Expect::Runs,
-            flags: Vec::new(),
+            preserved: None,
             input: None,
             explained: None,
         };
@@ -181,9 +181,9 @@ impl Case {
         Self { expect: Expect::Refuses(says.into()), ..self }
     }
 
-    /// With these flags.
-    pub fn flags(self, flags: &[&'static str]) -> Self {
-        Self { flags: flags.to_vec(), ..self }
+    /// With a pipe of this content as descriptor 3.
+    pub fn preserved(self, text: &'static str) -> Self {
+        Self { preserved: Some(text), ..self }
     }
 
     /// With this on standard input.

@@ -58,10 +58,6 @@ pub const EXPLANATIONS: &[(&str, &str)] = &[
             cgroup shows `max`",
     ),
     (
-        "preserved-descriptors",
-        "descriptors of the host do not pass into a microVM: `--preserve-fds` above 0 is refused",
-    ),
-    (
         "exec-without-capabilities",
         "a process without `capabilities` has none, as the specification has it; runc gives \
             those of the container",

@@ -2,11 +2,12 @@
 
 use std::cell::OnceCell;
 use std::fs::{self, File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use bulkhead_tests::process::run_with_input;
+use bulkhead_tests::process::{preserve, run_with_input};
 use bulkhead_tests::terminal::OnTerminal;
 use bulkhead_tests::{Outcome, run, unique_id};
 use serde_json::{Value, json};
@@ -48,7 +49,8 @@ impl Side {
         case.edits.iter().for_each(|edit| edit(&mut config));
         write_json(&bundle.join("config.json"), &config);
         let mut command = (self.program)();
-        command.arg("run").args(&case.flags).arg("--bundle").arg(&bundle);
+        command.arg("run").arg("--bundle").arg(&bundle);
+        preserved(case, &mut command);
         command.arg(unique_id("differs"));
         match (case.form, case.input) {
             (Form::Terminal(rows, columns), _) => {
@@ -68,7 +70,9 @@ impl Side {
         let file = self.directory.path().join("process.json");
         write_json(&file, &process);
         let mut command = (self.program)();
-        command.arg("exec").args(&case.flags).arg("--process").arg(&file).arg(id);
+        command.arg("exec");
+        preserved(case, &mut command);
+        command.arg("--process").arg(&file).arg(id);
         run(&mut command)
     }
 
@@ -144,6 +148,16 @@ impl Side {
         if let Some(id) = self.joined.get() {
             run((self.program)().args(["delete", "--force", id])).expect(0);
         }
+    }
+}
+
+/// Gives `command` the descriptor of the variation.
+fn preserved(case: &Case, command: &mut Command) {
+    if let Some(text) = case.preserved {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        writer.write_all(text.as_bytes()).expect("room in the pipe");
+        command.args(["--preserve-fds", "1"]);
+        preserve(command, vec![reader.into()]);
     }
 }
 
