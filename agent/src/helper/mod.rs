@@ -129,7 +129,7 @@ impl HelperError {
         match self {
             Self::Parse { .. }
             | Self::Spec(_)
-            | Self::Sysctl(SysctlError::Name(_))
+            | Self::Sysctl(SysctlError::Name(_) | SysctlError::Missing { .. })
             | Self::Root { .. }
             | Self::Build(
                 LibcontainerError::InvalidSpec(_)
@@ -220,6 +220,7 @@ fn create(order: &Order, reporter: &Arc<Reporter>) -> Result<u32, HelperError> {
     let mut task = adapt::container(&mut spec, &order.cgroup)?;
     task.hooks = start_hooks(&mut spec, &order.bundle_dir)?;
     let settings = sysctl::take(&mut spec);
+    sysctl::check(&spec)?;
     let filter = DeviceFilter::of(&spec)?;
     check_root(&spec)?;
     copy_up::prepare(&mut spec, &order.bundle_dir, &order.cgroup)?;

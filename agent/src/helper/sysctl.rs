@@ -1,13 +1,27 @@
-//! `linux.sysctl` of the network: a container that has no network namespace of its own in the
-//! guest has the guest's, so its settings are the guest's. libcontainer would refuse them there.
+//! `linux.sysctl`. libcontainer makes the settings of namespaces that the container has of its own;
+//! a setting that the kernel lacks it does not name, so that is looked for before.
+//!
+//! A container that has no network namespace of its own in the guest has the guest's, so its settings
+//! of the network are the guest's. libcontainer would refuse them there.
 
-use std::{collections::HashMap, fs, io, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, ErrorKind, Write},
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use thiserror::Error;
 
-/// What all of them begin with.
+/// What those of the network begin with.
 const NETWORK: &str = "net.";
+/// Where a setting may be missing.
+const KERNEL: &str = "the guest's kernel";
+const NEW_NETWORK: &str = "a new network namespace of the guest";
 
 /// Why a setting is not made.
 #[derive(Debug, Error)]
@@ -15,6 +29,25 @@ pub enum SysctlError {
     /// Not a name of a file below `/proc/sys/net`.
     #[error("linux.sysctl {0:?} is no setting of the network")]
     Name(String),
+    /// The kernel has no such setting.
+    #[error("linux.sysctl {name}: no such setting in {place} (leave it out)")]
+    Missing {
+        /// Name.
+        name: String,
+        /// What does not have it.
+        place: &'static str,
+    },
+    /// Opening it.
+    #[error("linux.sysctl {name}: open it: {source}")]
+    Open {
+        /// Name.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A network namespace to look for it in.
+    #[error("linux.sysctl: make a network namespace to look for settings in: {0}")]
+    Namespace(#[source] io::Error),
     /// Writing it.
     #[error("linux.sysctl {name}={value}: {source}")]
     Write {
@@ -46,11 +79,68 @@ pub fn take(spec: &mut Spec) -> HashMap<String, String> {
 pub fn apply(settings: &HashMap<String, String>) -> Result<(), SysctlError> {
     settings.iter().try_for_each(|(name, value)| {
         let path = file(name).ok_or_else(|| SysctlError::Name(name.clone()))?;
-        fs::write(path, value).map_err(|source| {
+        let mut file = open(&path).map_err(|error| refusal(name, &path, error))?;
+        file.write_all(value.as_bytes()).map_err(|source| {
             let (name, value) = (name.clone(), value.clone());
             SysctlError::Write { name, value, source }
         })
     })
+}
+
+/// Looks for the settings that libcontainer will make; those of the network are then those of a new
+/// namespace, since [`take`] has taken others.
+pub fn check(spec: &Spec) -> Result<(), SysctlError> {
+    let settings = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref());
+    let names = settings.into_iter().flatten().map(|(name, _)| name.as_str());
+    let (network, others): (Vec<_>, Vec<_>) = names.partition(|name| name.starts_with(NETWORK));
+    let failed = match (first_that_fails(&others), network.is_empty()) {
+        (None, false) => in_new_network(|| first_that_fails(&network))?,
+        (failed, _) => failed,
+    };
+    match failed {
+        Some((name, error)) => Err(refusal(name, &libcontainers_file(name), error)),
+        None => Ok(()),
+    }
+}
+
+fn first_that_fails<'a>(names: &[&'a str]) -> Option<(&'a str, io::Error)> {
+    names.iter().find_map(|name| Some((*name, open(&libcontainers_file(name)).err()?)))
+}
+
+/// Does `look` in a new network namespace: a thread has it, and takes it with it.
+fn in_new_network<T: Send>(look: impl FnOnce() -> T + Send) -> Result<T, SysctlError> {
+    let look = || {
+        // SAFETY: only the thread's network namespace changes; no descriptor table is unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+        Ok(look())
+    };
+    let looked = thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, look)?;
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    });
+    looked.map_err(SysctlError::Namespace)
+}
+
+/// Opens a setting as for writing it, which changes nothing.
+fn open(path: &Path) -> io::Result<File> {
+    File::options().write(true).open(path)
+}
+
+/// Why a setting cannot be opened; a place that lacks it, by name.
+fn refusal(name: &str, path: &Path, source: io::Error) -> SysctlError {
+    let name = name.to_owned();
+    match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            let place = if path.exists() { NEW_NETWORK } else { KERNEL };
+            SysctlError::Missing { name, place }
+        }
+        _ => SysctlError::Open { name, source },
+    }
+}
+
+/// The file that libcontainer takes for a setting: every dot separates.
+fn libcontainers_file(name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/{}", name.replace('.', "/")))
 }
 
 /// The file of a setting. Dots separate; a slash stands for the dot in an interface's name
@@ -68,8 +158,6 @@ fn file(name: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
@@ -85,6 +173,31 @@ mod tests {
         for name in ["net..x", "net.//.kernel", "net./.x", "net.", "net.a\0"] {
             assert_eq!(file(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn setting_that_is_missing_is_named() {
+        let given = |name: &str| HashMap::from([(name.to_owned(), "1".to_owned())]);
+        for name in ["net.ipv4.nonsense", "net.core.somaxconn.x"] {
+            let missing = format!(
+                "linux.sysctl {name}: no such setting in the guest's kernel (leave it out)"
+            );
+            assert_eq!(apply(&given(name)).unwrap_err().to_string(), missing);
+            let (name, error) = first_that_fails(&[name]).unwrap();
+            let refused = refusal(name, &libcontainers_file(name), error).to_string();
+            assert_eq!(refused, missing);
+        }
+    }
+
+    #[test]
+    fn setting_of_the_first_network_namespace_alone_is_not_said_to_be_missing_everywhere() {
+        let there = Path::new("/proc/sys/kernel/ostype");
+        let refused = refusal("net.core.x", there, ErrorKind::NotFound.into()).to_string();
+        let place = "a new network namespace of the guest";
+        assert_eq!(
+            refused,
+            format!("linux.sysctl net.core.x: no such setting in {place} (leave it out)")
+        );
     }
 
     #[test]

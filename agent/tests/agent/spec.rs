@@ -110,6 +110,23 @@ fn sysctl_and_device_nodes_are_made() {
 }
 
 #[test]
+fn sysctl_that_is_missing_is_refused_by_name() {
+    let Some(agent) = Agent::start() else { return };
+    for (name, own_network) in
+        [("fs.mqueue.nonsense", true), ("net.ipv4.nonsense", true), ("net.ipv4.nonsense", false)]
+    {
+        let mut spec = agent.spec(&["true"]);
+        spec["linux"]["sysctl"] = json!({name: "1"});
+        let spaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        spaces.retain(|space| own_network || space["type"] != "network");
+        let (code, message) = refusal(agent.create(&spec));
+        let words =
+            format!("linux.sysctl {name}: no such setting in the guest's kernel (leave it out)");
+        assert_eq!((code, message), (Code::INVALID_ARGUMENT, words));
+    }
+}
+
+#[test]
 fn device_that_no_rule_allows_cannot_be_opened() {
     let Some(agent) = Agent::start() else { return };
     let script = "head -c 1 /dev/zero | wc -c; head -c 1 /dev/mem 2>&1 | grep -c 'not permitted'";

@@ -117,7 +117,7 @@ pub const EXPLANATIONS: &[(&str, &str)] = &[
     (
         "settings-that-are-missing",
         "a setting of `linux.sysctl` that the guest's kernel does not have \
-            (`net.ipv4.tcp_syncookies`) is refused",
+            (`net.ipv4.tcp_syncookies`) is refused by its name",
     ),
 ];
 
