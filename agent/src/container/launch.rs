@@ -334,15 +334,25 @@ fn connect_terminal(
     host: HostStreams,
     exit: watch::Receiver<Option<Exit>>,
 ) -> Result<Relays, LaunchError> {
-    // The helper has ended well, so the terminal has been sent and is in the socket.
-    let (connection, _) = socket.listener.accept().map_err(LaunchError::Terminal)?;
-    let master = receive_fd(&connection).map_err(LaunchError::Terminal)?;
+    let master = receive_terminal(&socket.listener).map_err(LaunchError::Terminal)?;
     let master = Arc::new(Channel::new(master).map_err(LaunchError::Terminal)?);
     let in_use = Arc::downgrade(&master);
     // It has one output; the stream for errors stays silent.
     let sink = host.stdout.ok_or(LaunchError::Unseen)?;
     let drained = relay::terminal(master, host.stdin, sink, exit);
     Ok((Some(in_use), vec![drained]))
+}
+
+/// The helper has ended well, so the terminal has been sent and is in the socket; a try before that
+/// failed has left a connection without one.
+fn receive_terminal(listener: &UnixListener) -> io::Result<OwnedFd> {
+    loop {
+        let (connection, _) = listener.accept()?;
+        match receive_fd(&connection) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            received => return received,
+        }
+    }
 }
 
 fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {

@@ -12,6 +12,7 @@ mod devices;
 mod executor;
 mod hooks;
 mod identity;
+mod place;
 mod program;
 pub mod report;
 mod sysctl;
@@ -252,9 +253,11 @@ fn start_hooks(spec: &mut Spec, bundle: &Path) -> Result<Option<StartHooks>, Hel
 
 fn exec(order: &Order, added: &Added, reporter: &Arc<Reporter>) -> Result<u32, HelperError> {
     let Added { process_file, init_pid, cgroup } = added;
-    let part = match cgroup {
-        Some(part) => Some(cgroup::existing_part(&order.cgroup, part)?),
-        None => cgroup::part_with(&order.cgroup, *init_pid)?,
+    let part = || -> Result<Option<String>, HelperError> {
+        Ok(match cgroup {
+            Some(part) => Some(cgroup::existing_part(&order.cgroup, part)?),
+            None => cgroup::part_with(&order.cgroup, *init_pid)?,
+        })
     };
     let spec = read_spec(order)?;
     let mut process: Process = parse("the process", process_file)?;
@@ -262,14 +265,17 @@ fn exec(order: &Order, added: &Added, reporter: &Arc<Reporter>) -> Result<u32, H
     task.identity = Identity::of(&spec, process.user(), *init_pid)?;
     own_pipes(&spec, Some(&process), &task);
     write_json(process_file, &process)?;
-    let pid = builder(order, task, reporter)?
-        .as_tenant()
-        .with_detach(true)
-        .with_process(Some(process_file))
-        .with_sub_cgroup(part)
-        .as_sibling(true)
-        .build()
-        .map_err(HelperError::Build)?;
+    let add = |part: &Option<String>| {
+        builder(order, task.clone(), reporter)?
+            .as_tenant()
+            .with_detach(true)
+            .with_process(Some(process_file))
+            .with_sub_cgroup(part.clone())
+            .as_sibling(true)
+            .build()
+            .map_err(HelperError::Build)
+    };
+    let pid = place::add(part, add, || reporter.send(&Report::Again))?;
     Ok(pid.as_raw().cast_unsigned())
 }
 

@@ -33,6 +33,8 @@ pub enum Report {
         /// PID in the guest.
         pid: u32,
     },
+    /// It is tried once more: what was said until now does not count.
+    Again,
     /// Nothing was created. The first one counts.
     Failed {
         /// What sort of failure.
@@ -98,6 +100,10 @@ pub fn outcome(lines: &[u8]) -> Outcome {
         match serde_json::from_slice(line) {
             Ok(Report::Created { pid }) => return Outcome::Created(pid),
             Ok(Report::Cause(text)) => causes.push(text),
+            Ok(Report::Again) => {
+                causes.clear();
+                failure = None;
+            }
             Ok(Report::Failed { kind, message }) if failure.is_none() => {
                 failure = Some((kind, message));
             }
@@ -168,6 +174,19 @@ mod tests {
         let cause = format!("failed to execute payload (err: Other({words:?}))");
         lines.extend(line(&Report::Cause(cause)));
         assert_eq!(outcome(&lines), Outcome::Failed(FailureKind::Step, words.into()));
+    }
+
+    #[test]
+    fn outcome_of_second_try_says_nothing_of_the_first() {
+        let mut lines = line(&Report::Cause("cgroup.procs: EBUSY".into()));
+        lines.extend(line(&failed(FailureKind::InvalidSpec, "first")));
+        lines.extend(line(&Report::Again));
+        let silent = outcome(&lines);
+        assert!(
+            matches!(silent, Outcome::Failed(FailureKind::Step, text) if !text.contains("EBUSY"))
+        );
+        lines.extend(line(&failed(FailureKind::Step, "second")));
+        assert_eq!(outcome(&lines), Outcome::Failed(FailureKind::Step, "second".into()));
     }
 
     #[test]
